@@ -1,0 +1,38 @@
+"""What images a stage sees. A data config identifies pixels, never a place on a disk."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pagoda_bench.recipes.base import Config
+
+Split = Literal["train", "val"]
+
+
+class DataConfig(Config):
+    """A data set of square RGB images with one class label each."""
+
+    def describe(self) -> str:
+        return self.kind
+
+
+class EmbeddedData(DataConfig, kind="embedded"):
+    """The procedural data set: ten classes, unlimited, rendered at `master` px and box-downsampled to lower resolutions."""
+
+    master: int = 64
+
+
+class ImageData(DataConfig, kind="images"):
+    """Photographs from a folder tree or a zip, centre-cropped to squares and box-resized to `master` px.
+
+    `digest` is the SHA-256 over the sorted (name, content) pairs, so that the same images in a folder and in a zip are the
+    same data. The place is given at run time (`--data PATH`) and never enters the identity.
+    """
+
+    digest: str
+    master: int
+    classes: tuple[str, ...]
+    name: str = "images"
+
+    def describe(self) -> str:
+        return self.name

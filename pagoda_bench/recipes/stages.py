@@ -1,0 +1,245 @@
+"""The recipes of the stages that every table needs: feature network, teacher, pairs, distillation, growth, score."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pagoda_bench.recipes.base import Config, Recipe
+from pagoda_bench.recipes.data import DataConfig, Split
+
+
+class UNetConfig(Config):
+    """An ADM U-Net (Dhariwal and Nichol 2021), class-conditional, optionally with a grown decoder (PaGoDA, Stage 3).
+
+    Multipliers are of `channels`. `encoder` runs from the highest to the lowest resolution of the base. `decoder` likewise;
+    when it is longer than `encoder`, the surplus at its front are grown levels, each doubling the output resolution.
+    """
+
+    resolution: int
+    channels: int = 64
+    encoder: tuple[float, ...] = (1, 2)
+    decoder: tuple[float, ...] | None = None
+    blocks: int = 1
+    grown_blocks: int = 2
+    attention: tuple[int, ...] = (4,)
+    head_channels: int = 16
+    classes: int = 10
+    scale_shift_grown: bool = False
+    patch: int = 1  # space-to-depth before the first convolution and depth-to-space after the last (1 = off, as published)
+
+    @property
+    def output_resolution(self) -> int:
+        decoder = self.decoder or self.encoder
+        return self.resolution * 2 ** (len(decoder) - len(self.encoder))
+
+
+class TrainConfig(Config):
+    """One loop for all methods. `lr` is decayed by a cosine to zero over `steps`, after `warmup` linear steps."""
+
+    steps: int
+    batch: int = 64
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: int = 50
+    ema: float = 0.999  # half-life is steps-dependent: the decay is min(ema, (1 + step) / (10 + step))
+
+
+class FeatureNet(Recipe, kind="features"):
+    """The small classifier whose penultimate features judge images and whose maps serve the losses."""
+
+    runner: ClassVar[str] = "pagoda_bench.nets.train_features:run"
+
+    data: DataConfig
+    train: TrainConfig
+    width: int = 32
+    resolution: int = 64  # every image is resized to this before it enters the network, as Inception's 299
+    seed: int = 0
+
+
+class EDM(Recipe, kind="edm"):
+    """An EDM diffusion model (Karras et al. 2022): PaGoDA's teacher at the base resolution, the multi-step row at the top.
+
+    With `match`, `train.steps` is ignored: the training runs as many steps as cost the same counted floating-point
+    work as `match` and all its upstream training together.
+    """
+
+    runner: ClassVar[str] = "pagoda_bench.pagoda.teacher:run"
+
+    data: DataConfig
+    net: UNetConfig
+    train: TrainConfig
+    seed: int = 0
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    match: Recipe | None = None
+
+    @property
+    def title(self) -> str:
+        return f"edm {self.net.output_resolution}px"
+
+
+class Pairs(Recipe, kind="pairs"):
+    """Data-latent pairs (x, z): z is the image x carried to noise along the teacher's probability-flow ODE."""
+
+    runner: ClassVar[str] = "pagoda_bench.pagoda.pairs:run"
+
+    teacher: EDM
+    count: int
+    solver: Literal["heun", "ddim"] = "heun"
+    points: int = 12
+    flip: bool = False  # also the mirrored image of every pair
+    clamp: bool = True  # denoised values to [-1, 1], as the official pair writer does
+    seed: int = 0
+
+
+class LossConfig(Config):
+    """L = L_rec + lambda L_adv. `adaptive` balances the two by the ratio of gradient norms, clipped to [0.01, 10]."""
+
+    reconstruction: float = 1.0
+    pixel: float = 0.5  # weight of the L1 distance inside L_rec
+    adversarial: float = 1.0
+    adaptive: bool = True
+    lr_discriminator: float = 1e-3
+    augment: bool = True
+
+
+class Distill(Recipe, kind="distill"):
+    """Stage 2: the one-step generator at the base resolution, from the teacher's weights."""
+
+    runner: ClassVar[str] = "pagoda_bench.pagoda.distill:run"
+
+    pairs: Pairs
+    features: FeatureNet
+    train: TrainConfig
+    loss: LossConfig = LossConfig()
+    seed: int = 0
+
+    @property
+    def net(self) -> UNetConfig:
+        return self.pairs.teacher.net
+
+    @property
+    def title(self) -> str:
+        return f"distill {self.net.output_resolution}px"
+
+
+class Grow(Recipe, kind="grow"):
+    """Stage 3: one more level, twice the resolution, the same latent; everything below `train_from` is frozen."""
+
+    runner: ClassVar[str] = "pagoda_bench.pagoda.grow:run"
+
+    base: Distill | Grow
+    width: float  # multiplier of the new level
+    train: TrainConfig
+    loss: LossConfig = LossConfig()
+    train_from: int | Literal["new"] = "new"  # index of the first output block that trains (9 in the official scripts)
+    seed: int = 0
+
+    @property
+    def net(self) -> UNetConfig:
+        below = self.base.net
+        return below.model_copy(update={"decoder": (self.width, *(below.decoder or below.encoder))})
+
+    @property
+    def pairs(self) -> Pairs:
+        return self.base.pairs
+
+    @property
+    def features(self) -> FeatureNet:
+        return self.base.features
+
+    @property
+    def title(self) -> str:
+        return f"grow {self.net.output_resolution}px"
+
+
+class Generator(Config):
+    """What turns (sample index, label) into a uint8 image of `resolution` px. Subclasses name a loader "module:function"."""
+
+    loader: ClassVar[str] = ""
+
+    @property
+    def resolution(self) -> int:
+        raise TypeError(f"{type(self).__name__} does not say its resolution")
+
+
+class OneStep(Generator, kind="one-step"):
+    """G(z) of a distilled or grown generator, z ~ N(0, 80^2)."""
+
+    loader: ClassVar[str] = "pagoda_bench.pagoda.generate:one_step"
+    of: Distill | Grow
+
+    @property
+    def resolution(self) -> int:
+        return self.of.net.output_resolution
+
+
+class Heun(Generator, kind="heun"):
+    """EDM's deterministic sampler on a diffusion model: 2 points - 1 evaluations."""
+
+    loader: ClassVar[str] = "pagoda_bench.pagoda.generate:heun"
+    of: EDM
+    points: int = 18
+
+    @property
+    def resolution(self) -> int:
+        return self.of.net.output_resolution
+
+
+class Upsampled(Generator, kind="upsampled"):
+    """Another generator's images, enlarged: the floor that growth must beat."""
+
+    loader: ClassVar[str] = "pagoda_bench.sampling.generators:upsampled"
+    of: Generator
+    to: int
+    filter: Literal["nearest", "bicubic"] = "bicubic"
+
+    @property
+    def resolution(self) -> int:
+        return self.to
+
+
+class RealImages(Generator, kind="real"):
+    """Images of the data itself: the ceiling. Sample index i is image `i` of the split, from its far end backwards,
+    so that it never meets the reference half, which is taken from the near end."""
+
+    loader: ClassVar[str] = "pagoda_bench.sampling.generators:real"
+    data: DataConfig
+    at: int
+    split: Split = "val"
+
+    @property
+    def resolution(self) -> int:
+        return self.at
+
+
+class Reference(Recipe, kind="reference"):
+    """Features of `n` real images of a split at one resolution: what a score is measured against."""
+
+    runner: ClassVar[str] = "pagoda_bench.metrics.stages:reference"
+
+    data: DataConfig
+    features: FeatureNet
+    resolution: int
+    n: int
+    split: Split = "val"
+
+    @property
+    def title(self) -> str:
+        return f"reference {self.resolution}px N={self.n}"
+
+
+class Score(Recipe, kind="score"):
+    """A generator's samples `first` ... `first + n - 1` measured against a reference. Labels are balanced: index mod classes."""
+
+    runner: ClassVar[str] = "pagoda_bench.metrics.stages:score"
+
+    generator: Generator
+    reference: Reference
+    n: int
+    first: int = 0
+    neighbours: int = 3  # k of precision and recall (Kynkaanniemi et al. 2019)
+
+    @property
+    def title(self) -> str:
+        return f"score {self.generator.kind} {self.generator.resolution}px N={self.n} from {self.first}"
