@@ -14,14 +14,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from typing import Any, ClassVar, TypeVar
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from pagoda_bench.errors import UserError, nearest
 
 NEUTRAL = "result_neutral"
+UNKNOWN_KIND = "unknown_kind"
 KINDS: dict[str, type[Config]] = {}
 
 
@@ -42,6 +46,8 @@ class Config(BaseModel):
         super().__init_subclass__(**kwargs)
         cls.kind, cls.version = kind, version
         if kind:
+            if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", kind):
+                raise TypeError(f"a kind names a folder: '{kind}' must be lower-case letters, digits, dots and hyphens")
             if kind in KINDS and KINDS[kind].__qualname__ != cls.__qualname__:
                 raise TypeError(f"two configs are called '{kind}': {KINDS[kind].__module__} and {cls.__module__}")
             KINDS[kind] = cls
@@ -55,9 +61,10 @@ class Config(BaseModel):
         value = dict(value)
         kind = value.pop("kind", cls.kind)
         version = value.pop("version", None)
-        target = cls if kind == cls.kind else KINDS.get(kind)
-        if target is None or not issubclass(target, cls):
-            raise ValueError(f"unknown kind '{kind}'" + nearest(str(kind), _kinds_below(cls)))
+        target = cls if kind == cls.kind else KINDS.get(str(kind))
+        if target is None or not issubclass(target, cls) or (not kind and _kinds_below(cls)):
+            known = _kinds_below(cls) or list(KINDS)
+            raise PydanticCustomError(UNKNOWN_KIND, "unknown kind", {"kind": str(kind), "known": known})
         if version is not None and version != target.version:
             raise ValueError(
                 f"recipe '{kind}' has version {version}, this program makes version {target.version}: use the release "
@@ -72,7 +79,8 @@ class Config(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON values, with `kind` and `version` where there is a kind."""
-        return _plain(self, identity=False)
+        plain: dict[str, Any] = _plain(self, identity=False)
+        return plain
 
     @classmethod
     def load(cls: type[C], value: Any, where: str = "recipe") -> C:
@@ -80,9 +88,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            first = error.errors()[0]
-            path = ".".join(str(p) for p in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
+            path, message = _most_telling(error)
             raise UserError(f"{where}{': ' + path if path else ''}: {message}") from None
 
 
@@ -94,10 +100,16 @@ class Recipe(Config):
 
     runner: ClassVar[str] = ""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The identity: 20 hex digits of the SHA-256 of the canonical JSON."""
         return hashlib.sha256(canonical(self).encode()).hexdigest()[:20]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's, and the copy computes its own `key` (pydantic copies cached properties along)."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("key", None)
+        return copied
 
     @property
     def title(self) -> str:
@@ -105,7 +117,9 @@ class Recipe(Config):
         return self.kind
 
     def inputs(self) -> list[Recipe]:
-        """The recipes that this one needs made first: the nearest nested ones, each once, in field order."""
+        """The recipes that this one needs made first, and all that its runner may read: the nearest nested ones, each once,
+        in field order. A recipe whose runner reads something further up overrides this and adds it: what lies upstream of an
+        artifact that is there already is neither made nor looked for."""
         found: dict[str, Recipe] = {}
         for value in _values(self):
             for recipe in _nearest_recipes(value):
@@ -115,7 +129,7 @@ class Recipe(Config):
 
 def canonical(config: Config) -> str:
     """Canonical JSON: sorted keys, no spaces, ASCII, defaults and result-neutral fields left out, floats by shortest repr."""
-    return json.dumps(_plain(config, identity=True), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _compact(_plain(config, identity=True))
 
 
 def walk(recipe: Recipe) -> Iterator[Recipe]:
@@ -143,9 +157,15 @@ def _plain(value: Any, *, identity: bool) -> Any:
                 extra = field.json_schema_extra
                 if isinstance(extra, dict) and extra.get(NEUTRAL):
                     continue
-                if not field.is_required() and item == field.get_default(call_default_factory=True):
-                    continue
-            out[name] = _plain(item, identity=identity)
+                plain = _plain(item, identity=True)
+                if not field.is_required():
+                    # Compared as identities, so that a neutral value deep inside does not count, nor True pass for 1.
+                    default = _plain(field.get_default(call_default_factory=True), identity=True)
+                    if type(plain) is type(default) and _compact(plain) == _compact(default):
+                        continue
+                out[name] = plain
+            else:
+                out[name] = _plain(item, identity=False)
         return out
     if isinstance(value, dict):
         return {str(k): _plain(v, identity=identity) for k, v in value.items()}
@@ -156,6 +176,10 @@ def _plain(value: Any, *, identity: bool) -> Any:
             raise UserError(f"a recipe cannot hold {value}: use a finite number")
         return int(value) if identity and value.is_integer() and abs(value) < 2**53 else value
     return value
+
+
+def _compact(plain: Any) -> str:
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def _values(config: Config) -> Iterator[Any]:
@@ -177,4 +201,18 @@ def _nearest_recipes(value: Any) -> Iterator[Recipe]:
 
 
 def _kinds_below(cls: type[Config]) -> list[str]:
-    return [kind for kind, sub in KINDS.items() if issubclass(sub, cls)] or list(KINDS)
+    return [kind for kind, sub in KINDS.items() if issubclass(sub, cls)]
+
+
+def _most_telling(error: ValidationError) -> tuple[str, str]:
+    """The path of the key at fault and one line on it. Where a field takes one of several kinds, pydantic reports a failure
+    for each; the one that got furthest belongs to the kind that was meant."""
+    errors = error.errors(include_url=False)
+    meant = [e for e in errors if e["type"] != UNKNOWN_KIND] or errors
+    best = max(meant, key=lambda e: len(e["loc"]))
+    path = ".".join(str(p) for p in best["loc"] if "[" not in str(p))  # without pydantic's names of union branches
+    if best["type"] != UNKNOWN_KIND:
+        return path, best["msg"].removeprefix("Value error, ").replace("\n", " ")
+    known = {kind for e in errors if len(e["loc"]) == len(best["loc"]) for kind in e["ctx"]["known"]}
+    kind = best["ctx"]["kind"]
+    return path, (f"unknown kind '{kind}'" if kind else "a 'kind' is missing") + nearest(kind, known)

@@ -114,6 +114,9 @@ class Distill(Recipe, kind="distill"):
     loss: LossConfig = LossConfig()
     seed: int = 0
 
+    def inputs(self) -> list[Recipe]:
+        return [*super().inputs(), self.pairs.teacher]  # its weights are where the generator starts
+
     @property
     def net(self) -> UNetConfig:
         return self.pairs.teacher.net
@@ -134,6 +137,9 @@ class Grow(Recipe, kind="grow"):
     loss: LossConfig = LossConfig()
     train_from: int | Literal["new"] = "new"  # index of the first output block that trains (9 in the official scripts)
     seed: int = 0
+
+    def inputs(self) -> list[Recipe]:
+        return [*super().inputs(), self.pairs, self.features]
 
     @property
     def net(self) -> UNetConfig:

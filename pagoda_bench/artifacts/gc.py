@@ -1,0 +1,101 @@
+"""What may be removed from a store: what dead processes left, what is damaged, and what is not wanted any more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pagoda_bench.artifacts.checkpoint import sync
+from pagoda_bench.artifacts.digests import DIGESTS
+from pagoda_bench.artifacts.locks import Faults
+from pagoda_bench.artifacts.store import Artifact, Store
+from pagoda_bench.recipes.base import Recipe, walk
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A file or folder that may go, why, and its size in bytes."""
+
+    path: Path
+    why: str
+    size: int
+
+
+def garbage(store: Store, older_than: float, keep: Collection[Recipe] | None = None) -> list[Garbage]:
+    """What may go from the local store. Nothing that a living process is making is ever in it.
+
+    - half-written artifacts of dead processes, damaged artifacts and the trash: always;
+    - interrupted work, and the marks of interrupted `--retrain` runs: untouched for `older_than` seconds;
+    - artifacts: only with `keep`, and then those untouched for `older_than` seconds that are neither kept nor upstream of
+      a kept one.
+    """
+    found = [*_leftovers(store, older_than)]
+    if keep is not None:
+        wanted = {(r.kind, r.key) for kept in keep for r in walk(kept)}
+        for artifact in store.artifacts():
+            unwanted = not artifact.released and (artifact.kind, artifact.key) not in wanted
+            if unwanted and _idle(artifact.path) >= older_than:
+                found.append(Garbage(artifact.path, "artifact that is not kept", artifact.size))
+    return found
+
+
+def remove(store: Store, items: Collection[Garbage]) -> int:
+    """Removes what `garbage` found and no process has taken up since; returns the bytes that this freed."""
+    freed = 0
+    with Faults(store.root):
+        for item in items:
+            if item.path.parent.name == ".retrain":
+                item.path.unlink(missing_ok=True)
+            elif item.path.parent.parent == store.root and not item.path.parent.name.startswith("."):
+                store.remove(Artifact(item.path))
+            elif item.path.parent.name in (".work", ".staging"):
+                with store.locked(item.path.name, wait=False) as mine:
+                    if not mine:
+                        continue
+                    shutil.rmtree(item.path)
+            else:
+                shutil.rmtree(item.path)
+            freed += item.size
+            if item.path.parent.is_dir():
+                sync(item.path.parent)
+    return freed
+
+
+def _leftovers(store: Store, older_than: float) -> Iterator[Garbage]:
+    for area, why in ((".damaged", "damaged artifact"), (".trash", "artifact replaced or removed")):
+        for path in sorted((store.root / area).glob("*")):
+            yield Garbage(path, why, _size(path))
+    for path in sorted((store.root / ".staging").glob("*")):
+        if not (path / DIGESTS).is_file() and _free(store, path.name):
+            yield Garbage(path, "artifact half written by a process that is gone", _size(path))
+    for path in sorted((store.root / ".work").glob("*")):
+        if _idle(path) >= older_than and _free(store, path.name):
+            yield Garbage(path, "interrupted work", _size(path))
+    for path in sorted((store.root / ".retrain").glob("*")):
+        if _idle(path) >= older_than:
+            yield Garbage(path, "mark of an interrupted --retrain", _size(path))
+
+
+def _free(store: Store, name: str) -> bool:
+    with store.locked(name, wait=False) as mine:
+        return mine
+
+
+def _size(path: Path) -> int:
+    return sum(part.lstat().st_size for part in _files(path))
+
+
+def _idle(path: Path) -> float:
+    """Seconds since the newest change in a file or folder."""
+    return time.time() - max(part.lstat().st_mtime for part in (path, *_files(path)))
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+    for directory, _, names in os.walk(path):
+        yield from (Path(directory, name) for name in names)

@@ -1,0 +1,90 @@
+"""Locks between processes, and faults of the disk put in one line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pagoda_bench.artifacts.checkpoint import disk_full, read_json
+from pagoda_bench.artifacts.provenance import now
+from pagoda_bench.errors import UserError
+
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO)
+
+
+class Locks:
+    """Named locks in a folder. They end with the process that holds them. A process may take one again that it holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._locks: dict[str, FileLock] = {}
+
+    @contextmanager
+    def held(self, name: str, wait: Callable[[str], None] | None) -> Iterator[bool]:
+        """Holds the lock `name` and yields True. Where another process holds it: without `wait` yields False at once, else
+        hands `wait` a word on who that is, and waits."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = self._locks.setdefault(name, FileLock(self.folder / f"{name}.lock"))
+        holder = self.folder / f"{name}.json"
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if wait is None:
+                yield False
+                return
+            try:
+                lock.acquire(timeout=0.5)  # long enough for the holder to have said who it is
+            except Timeout:
+                wait(_who(read_json(holder)))
+                lock.acquire(poll_interval=0.2)
+        except NotImplementedError:
+            raise UserError(f"the file system of {self.folder} has no locks: choose another place with --store") from None
+        try:
+            if lock.lock_counter == 1:
+                with suppress(OSError):  # it only informs
+                    said = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
+                    holder.write_text(json.dumps(said), encoding="ascii")
+            yield True
+        finally:
+            lock.release()
+
+
+class Faults:
+    """A context in which a full disk, or a store below `root` that cannot be written to, ends in a `UserError` of one line."""
+
+    def __init__(self, root: Path, doing: str = "") -> None:
+        self.root, self.doing = root, doing
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, (UserError, KeyboardInterrupt, GeneratorExit)):
+            return
+        if disk_full(error, self.root):
+            raise UserError(
+                f"the disk that holds {self.root} is full{self.doing}: free some space (e.g. 'pagoda-bench artifacts gc "
+                "--delete') and run the same command again; the work so far is kept"
+            ) from error
+        if isinstance(error, OSError) and error.errno in NOT_WRITABLE and error.filename:
+            path = Path(os.fsdecode(error.filename))
+            if path.is_relative_to(self.root) or self.root.is_relative_to(path):
+                raise UserError(
+                    f"cannot write to the artifact store: {path}: {error.strerror}; choose another place with --store or "
+                    "PAGODA_BENCH_STORE"
+                ) from error
+
+
+def _who(holder: Any) -> str:
+    try:
+        return f"process {holder['pid']} on {holder['host']} (since {holder['since'][:19]}Z)"
+    except (TypeError, KeyError):
+        return "another process"

@@ -1,0 +1,143 @@
+"""`pagoda-bench reproduce`: from the name of a table to the table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pagoda_bench.cli.common import data_option, data_places, open_store, store_option
+from pagoda_bench.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from pagoda_bench.plan.dag import Plan
+    from pagoda_bench.recipes.data import DataConfig
+    from pagoda_bench.tables.spec import Table, TableSpec
+
+EXECUTORS = ("inline",)
+WIDE = 200  # columns when the output is no terminal
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  pagoda-bench reproduce table1                                   embedded data, released models, N = 1,000
+  pagoda-bench reproduce table1 --full                            N = 10,000, three disjoint ranges of samples
+  pagoda-bench reproduce table1 --dry-run                         what would be made, and how long it would take
+  pagoda-bench reproduce table1 --retrain                         everything from scratch
+  pagoda-bench reproduce table1 --scale cifar10 --data cifar.zip  on your images: a folder or a zip
+  pagoda-bench reproduce table1 --set grow.2.train.steps=4000     with one value changed; repeat it for more
+"""
+)
+@click.argument("table", metavar="TABLE")
+@click.option("--scale", "scale_name", metavar="SCALE", help="The set of values [default: the table's own, e.g. embedded].")
+@click.option("--full", is_flag=True, help="Score more samples, in disjoint ranges, for standard errors.")
+@click.option("--retrain", is_flag=True, help="Make everything anew, whatever is cached or released.")
+@click.option("--dry-run", is_flag=True, help="Only show the plan.")
+@data_option
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a value of the scale, by its dotted path.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where the tables go [default: results].")
+@click.option("--publish", is_flag=True, help="Let them replace the committed results of this checkout.")
+@store_option
+@click.option("--executor", default="inline", show_default=True, metavar="NAME", help="What runs the stages: inline.")
+def reproduce(
+    table: str,
+    scale_name: str | None,
+    full: bool,
+    retrain: bool,
+    dry_run: bool,
+    data_paths: tuple[str, ...],
+    sets: tuple[str, ...],
+    out: Path | None,
+    publish: bool,
+    store_path: Path | None,
+    executor: str,
+) -> int:
+    """Make TABLE: train what is not there, sample, score, and set the numbers beside the committed and the published ones.
+
+    The table is printed, and written with its figures and their provenance to OUT/SCALE. What is there already is used; an
+    interrupted run goes on where it stopped. The exit code is 1 when a row could not be made.
+    """
+    from pagoda_bench import resources
+    from pagoda_bench.plan.dag import Plan
+
+    if executor not in EXECUTORS:
+        raise UserError(f"unknown executor '{executor}'{nearest(executor, EXECUTORS)}")
+    places = data_places(data_paths)
+    built = _table(_spec(table), scale_name, full, sets, places)
+    plan = Plan(built.scores, open_store(store_path), retrain=retrain)
+    if dry_run:
+        from rich.console import Console
+
+        from pagoda_bench.plan.tree import render_tree
+
+        Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(render_tree(plan))
+        return 0
+    return _run(built, plan, places, _out(out, resources.folder("results"), publish))
+
+
+def _spec(name: str) -> TableSpec:
+    from pagoda_bench import resources
+    from pagoda_bench.tables.spec import read
+
+    folder = resources.folder("experiments")
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"unknown table '{name}'{nearest(name, known)}")
+    return read(folder / f"{name}.yaml")
+
+
+def _table(spec: TableSpec, scale_name: str | None, full: bool, sets: tuple[str, ...], places: Mapping[str, Path]) -> Table:
+    from pagoda_bench.tables.spec import build, load_scale, needs_data
+
+    name = scale_name or spec.default_scale
+    if places and not needs_data(spec, name):
+        users = [other for other in spec.scales if needs_data(spec, other)]
+        raise UserError(f"scale '{name}' makes its own images; --data is for scales that measure yours ({', '.join(users)})")
+
+    def describe(section: Mapping[str, Any]) -> DataConfig:
+        from pagoda_bench.data.sources import describe as describe_images
+
+        path = places.get("*") or next(iter(places.values()))
+        return describe_images(path, int(section["master"]), str(section.get("name", "images")))
+
+    scale = load_scale(spec, name, sets, describe if places else None)
+    return build(spec, scale, full=full, changed=bool(sets))
+
+
+def _out(chosen: Path | None, committed: Path, publish: bool) -> Path:
+    """Where to write. The committed results are what verdicts compare with, so only --publish writes over them."""
+    out = chosen or Path("results")
+    if out.resolve() == committed.resolve() and not publish:
+        if chosen is not None:
+            raise UserError(f"--out {chosen} holds the committed results: add --publish to replace them, or choose another")
+        out = Path("out")
+        click.echo("writing to out/: results/ holds the committed tables, which only --publish replaces", err=True)
+    return out
+
+
+def _run(table: Table, plan: Plan, places: Mapping[str, Path], out: Path) -> int:
+    from rich.console import Console
+
+    from pagoda_bench import resources
+    from pagoda_bench.plan.inline import run_plan
+    from pagoda_bench.plan.tree import summary
+    from pagoda_bench.tables.assemble import assemble
+    from pagoda_bench.tables.report import committed, report, write
+    from pagoda_bench.tables.terminal import terminal
+
+    if plan.to_make:
+        click.echo(summary(plan), err=True)
+    outcome = run_plan(plan, data=places, keep_going=True)
+    cells = assemble(table, outcome.artifacts, outcome.failures)
+    known = committed(table, resources.folder("results"))
+    found = report(table, cells, outcome.artifacts, known=known, paper_tables=resources.folder("paper_tables"))
+    written = write(found, out, ["pagoda-bench", *sys.argv[1:]])
+    console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+    for sheet in found.sheets:
+        console.print(terminal(sheet, console.width))
+    click.echo(f"written to {written[0].parent}: {', '.join(path.name for path in written)}")
+    return int(any(cell.value is None for cell in cells))

@@ -1,0 +1,112 @@
+"""Solvers of the probability-flow ODE dx/dsigma = (x - D(x; sigma)) / sigma (Karras et al. 2022, Eq. 3): pure functions.
+
+All of them take `denoise_fn(x, sigma) -> denoised` with x (N, C, H, W) and sigma (N,) in x's dtype, and a `grid` of noise
+levels in the order of sampling, from high to low, as `edm.karras_grid` gives it. They run in x's dtype; step sizes are
+computed in float64. `clamp` limits every denoised image to [-1, 1], where data live. `progress(done, total)` is called
+after every step. Callers choose `torch.inference_mode`. Every function states its number of evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+DenoiseFn = Callable[[Tensor, Tensor], Tensor]
+Progress = Callable[[int, int], None]
+Solver = Literal["heun", "ddim"]
+
+
+def heun(
+    denoise_fn: DenoiseFn, z: Tensor, grid: Sequence[float] | np.ndarray, clamp: bool = True, progress: Progress | None = None
+) -> Tensor:
+    """Deterministic second-order sampling (Karras et al. 2022, Algorithm 1), then an Euler step from the last level to 0.
+
+    `z` ~ N(0, grid[0]^2). Returns the image, in [-1, 1] with `clamp`. 2 n - 1 evaluations for n points.
+    """
+    return _sample(denoise_fn, z, grid, "heun", clamp, progress)
+
+
+def ddim(
+    denoise_fn: DenoiseFn, z: Tensor, grid: Sequence[float] | np.ndarray, clamp: bool = True, progress: Progress | None = None
+) -> Tensor:
+    """Deterministic first-order sampling: DDIM (Song et al. 2021) in EDM's variables is Euler's method in sigma.
+
+    As `heun`, with one evaluation a level: n for n points.
+    """
+    return _sample(denoise_fn, z, grid, "ddim", clamp, progress)
+
+
+def invert(
+    denoise_fn: DenoiseFn,
+    image: Tensor,
+    grid: Sequence[float] | np.ndarray,
+    solver: Solver = "heun",
+    clamp: bool = True,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The latent z at sigma = grid[0] of an image, by walking the grid upwards: the encoder that makes data-latent pairs.
+
+    The image is taken as the state at the lowest level, without noise. 2 (n - 1) evaluations with Heun, n - 1 with DDIM:
+    the official pair writer makes one more at the top level, whose result it does not use; there is none here.
+    """
+    levels = _levels(grid)[::-1]
+    x = image
+    for i, (sigma, target) in enumerate(pairwise(levels)):
+        x = _step(denoise_fn, x, sigma, target, solver, clamp)
+        if progress:
+            progress(i + 1, len(levels) - 1)
+    return x
+
+
+def evaluations(points: int, solver: Solver = "heun", inversion: bool = False) -> int:
+    """How often a solver calls the network on an image, for plans and estimates; what is reported is counted instead."""
+    steps = (points - 1) * (2 if solver == "heun" else 1)
+    return steps if inversion else steps + 1
+
+
+def _sample(
+    denoise_fn: DenoiseFn,
+    z: Tensor,
+    grid: Sequence[float] | np.ndarray,
+    solver: Solver,
+    clamp: bool,
+    progress: Progress | None,
+) -> Tensor:
+    levels = _levels(grid)
+    x = z
+    for i, (sigma, target) in enumerate(pairwise(levels)):
+        x = _step(denoise_fn, x, sigma, target, solver, clamp)
+        if progress:
+            progress(i + 1, len(levels))
+    # The Euler step from sigma to 0 is x - sigma (x - D) / sigma = D.
+    x = _denoised(denoise_fn, x, levels[-1], clamp)
+    if progress:
+        progress(len(levels), len(levels))
+    return x
+
+
+def _step(denoise_fn: DenoiseFn, x: Tensor, sigma: float, target: float, solver: Solver, clamp: bool) -> Tensor:
+    """One step from `sigma` to `target` (up or down, target > 0)."""
+    slope = (x - _denoised(denoise_fn, x, sigma, clamp)) / sigma
+    euler = x + (target - sigma) * slope
+    if solver == "ddim":
+        return euler
+    # Trapezoidal correction with the slope at the end of the Euler step.
+    slope_end = (euler - _denoised(denoise_fn, euler, target, clamp)) / target
+    return x + (target - sigma) / 2 * (slope + slope_end)
+
+
+def _denoised(denoise_fn: DenoiseFn, x: Tensor, sigma: float, clamp: bool) -> Tensor:
+    denoised = denoise_fn(x, x.new_full((len(x),), sigma))
+    return denoised.clamp(-1, 1) if clamp else denoised
+
+
+def _levels(grid: Sequence[float] | np.ndarray) -> list[float]:
+    levels = [float(sigma) for sigma in grid]
+    if len(levels) < 2 or any(b >= a for a, b in pairwise(levels)) or levels[-1] <= 0:
+        raise ValueError("a noise grid needs at least 2 levels, falling and above 0")
+    return levels

@@ -1,0 +1,62 @@
+"""A projected discriminator (Sauer et al. 2021, StyleGAN-XL family): small heads on the maps of a frozen feature network.
+
+The maps are first mixed across channels by fixed random 1x1 convolutions and across scales, coarse to fine; every scale has a
+head with spectral normalisation whose logits are conditioned on the class by projection (Miyato and Koyama 2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+
+class ProjectedDiscriminator(nn.Module):
+    """Maps (finest first, map i at half the size of map i-1) and labels (N,) to logits (N, M): M over scales and places."""
+
+    def __init__(self, channels: Sequence[int], classes: int, width: int = 64, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.mix_channels = nn.ModuleList(_fixed(c, width, generator) for c in channels)
+        self.mix_scales = nn.ModuleList(_fixed(width, width, generator) for _ in channels[:-1])
+        self.heads = nn.ModuleList(_Head(width, classes) for _ in channels)
+
+    def forward(self, maps: Sequence[Tensor], labels: Tensor) -> Tensor:
+        mixed = [mix(m) for mix, m in zip(self.mix_channels, maps, strict=True)]
+        below, logits = mixed[-1], [self.heads[-1](mixed[-1], labels)]
+        for i in reversed(range(len(mixed) - 1)):
+            below = self.mix_scales[i](mixed[i] + F.interpolate(below, scale_factor=2, mode="nearest"))
+            logits.append(self.heads[i](below, labels))
+        return torch.cat(logits, 1)
+
+
+class _Head(nn.Module):
+    """A strided convolution, then one logit a place: what the place shows, plus how well it goes with the class."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.conv = spectral_norm(nn.Conv2d(width, width, 4, stride=2, padding=1))
+        self.logit = spectral_norm(nn.Conv2d(width, 1, 1))
+        self.embed = spectral_norm(nn.Embedding(classes, width))
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        h = F.leaky_relu(self.conv(x), 0.2)
+        places = self.logit(h) + (h * self.embed(labels)[:, :, None, None]).sum(1, keepdim=True)
+        # Every scale weighs the same, however many places it has: at most 4x4 of them.
+        return F.adaptive_avg_pool2d(places, min(4, places.shape[-1])).flatten(1)
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """mean relu(1 - D(real)) + mean relu(1 + D(fake)) (Lim and Ye 2017)."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+def _fixed(before: int, after: int, generator: torch.Generator) -> nn.Conv2d:
+    """A 1x1 convolution with random weights that never train; its seed is part of the recipe."""
+    conv = nn.Conv2d(before, after, 1, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) * before**-0.5)
+    return conv.requires_grad_(False)

@@ -1,0 +1,255 @@
+"""The ADM U-Net (Dhariwal and Nichol 2021), class-conditional, with PaGoDA's grown decoder levels.
+
+The state dict has the key names under which ADM, consistency-model and PaGoDA checkpoints are published:
+`time_embed`, `label_emb`, `input_blocks.N.M`, `middle_block`, `output_blocks.N.M`, `out`. Output blocks are numbered
+through base and grown levels alike, and one split serves all: `trunk(..., stop=k)` runs everything below output block k,
+`finish(hidden, start=k)` the rest. A frozen prefix so runs without a graph, and its result may be kept and batched.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pagoda_bench.errors import UserError
+from pagoda_bench.recipes.stages import UNetConfig
+
+LN_OFFSET = 9.80908925027372e-45  # the float32 nearest to 1e-44: makes ln(sigma) finite at sigma = 0 and changes nothing else
+
+
+class Hidden(NamedTuple):
+    """The state between two output blocks. Plain tensors, the batch first in each: may be kept, stacked and indexed."""
+
+    h: Tensor  # (B, width, H, W)
+    skips: tuple[Tensor, ...]  # what the remaining base blocks still take, the next one last
+    emb: Tensor  # (B, 4 * channels), time plus label
+
+
+class UNet(nn.Module):
+    """F(x, sigma, label). Raises `UserError` on widths or attention resolutions that do not fit.
+
+    x: (B, 3, resolution, resolution), already scaled by c_in; sigma: (B,), or one value for all; labels: (B,) int64.
+    Gives (B, 3, output_resolution, output_resolution), without any output scaling.
+
+    The memory format of x is kept throughout. On a CPU a contiguous x trains up to a tenth faster (the backward pass of
+    group norm), a channels-last x samples up to a quarter faster; the two differ by 1e-4 at most, by rounding.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        _check(config)
+        self.config = config
+        widths, decoder = _widths(config)
+        grown = len(decoder) - len(widths)
+        size, emb, groups = config.resolution // config.patch, 4 * config.channels, 32
+        colours = 3 * config.patch**2
+
+        def residual(wide: int, to: int, *, resample: Resample = None, scale_shift: bool = True) -> ResBlock:
+            return ResBlock(wide, to, emb, resample=resample, scale_shift=scale_shift, groups=groups)
+
+        def attention(width: int, level: int) -> list[nn.Module]:
+            return [Attention(width, config.head_channels, groups)] if size >> level in config.attention else []
+
+        self.time_embed = nn.Sequential(nn.Linear(config.channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.label_emb = nn.Embedding(config.classes, emb)
+
+        width = widths[0]
+        self.input_blocks = nn.ModuleList([Stack(nn.Conv2d(colours, width, 3, padding=1))])
+        skips = [width]
+        for level, w in enumerate(widths):
+            for _ in range(config.blocks):
+                self.input_blocks.append(Stack(residual(width, w), *attention(w, level)))
+                skips.append(width := w)
+            if level < len(widths) - 1:
+                self.input_blocks.append(Stack(residual(width, width, resample="down")))
+                skips.append(width)
+
+        self.middle_block = Stack(
+            residual(width, width), Attention(width, config.head_channels, groups), residual(width, width)
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, w in reversed(list(enumerate(decoder[grown:]))):
+            for i in range(config.blocks + 1):
+                up = [residual(w, w, resample="up")] if level > 0 and i == config.blocks else []
+                self.output_blocks.append(Stack(residual(width + skips.pop(), w), *attention(w, level), *up))
+                width = w
+        self.base_blocks = len(self.output_blocks)  # output blocks below this index take a skip
+        for w in reversed(decoder[:grown]):
+            scale_shift = config.scale_shift_grown
+            self.output_blocks.append(Stack(residual(width, w, resample="up", scale_shift=scale_shift)))
+            for _ in range(config.grown_blocks):
+                self.output_blocks.append(Stack(residual(w, w, scale_shift=scale_shift)))
+            width = w
+
+        self.out = nn.Sequential(_norm(width, groups), nn.SiLU(), _zero(nn.Conv2d(width, colours, 3, padding=1)))
+
+    def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor) -> Tensor:
+        return self.head(self.decode(self.encode(x, sigma, labels)).h)
+
+    def trunk(self, x: Tensor, sigma: Tensor | float, labels: Tensor, stop: int) -> Hidden:
+        """Encoder, middle and the output blocks below index `stop`."""
+        return self.decode(self.encode(x, sigma, labels), 0, stop)
+
+    def finish(self, hidden: Hidden, start: int) -> Tensor:
+        """The output blocks from index `start` on, and the head. `finish(trunk(..., stop=k), start=k)` is `forward`."""
+        return self.head(self.decode(hidden, start).h)
+
+    def encode(self, x: Tensor, sigma: Tensor | float, labels: Tensor) -> Hidden:
+        """Embeddings, input blocks and middle block: the state before output block 0."""
+        emb = self.embed(sigma, labels)
+        h = F.pixel_unshuffle(x, self.config.patch) if self.config.patch > 1 else x
+        h = h.to(emb.dtype)
+        skips = []
+        for block in self.input_blocks:
+            h = block(h, emb)
+            skips.append(h)
+        return Hidden(self.middle_block(h, emb), tuple(skips), emb)
+
+    def decode(self, hidden: Hidden, start: int = 0, stop: int | None = None) -> Hidden:
+        """Output blocks start ... stop - 1 (by default to the last). ValueError when `hidden` is not the state at `start`."""
+        stop = len(self.output_blocks) if stop is None else stop
+        if not 0 <= start <= stop <= len(self.output_blocks):
+            raise ValueError(f"output blocks {start} to {stop} of {len(self.output_blocks)}")
+        if len(hidden.skips) != max(0, self.base_blocks - start):
+            raise ValueError(f"a hidden state with {len(hidden.skips)} skips is not the state before output block {start}")
+        h, skips, emb = hidden
+        for index in range(start, stop):
+            if index < self.base_blocks:
+                h, skips = torch.cat([h, skips[-1]], dim=1), skips[:-1]
+            h = self.output_blocks[index](h, emb)
+        return Hidden(h, skips, emb)
+
+    def head(self, h: Tensor) -> Tensor:
+        """The image from the features of the last output block."""
+        image = self.out(h)
+        return F.pixel_shuffle(image, self.config.patch) if self.config.patch > 1 else image
+
+    def embed(self, sigma: Tensor | float, labels: Tensor) -> Tensor:
+        """(B, 4 * channels): the embedding of t = 250 ln(sigma) plus that of the label. At sigma = 0, t is -25333."""
+        weight = self.label_emb.weight
+        sigma = torch.as_tensor(sigma, device=weight.device).expand(labels.shape[0])
+        # As in the field, t is a float32 number, and frequencies and angles are rounded as the weights are: at sigma = 0,
+        # where t is large, the output depends on that rounding by 1e-4.
+        t = 250.0 * (sigma.double() + LN_OFFSET).log().float()
+        half = self.config.channels // 2
+        steps = torch.arange(half, dtype=weight.dtype, device=weight.device)
+        angles = t[:, None].to(weight.dtype) * torch.exp(-math.log(10000.0) * steps / half)
+        return self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=1)) + self.label_emb(labels)
+
+
+Resample = Literal["up", "down"] | None
+
+
+class ResBlock(nn.Module):
+    """ADM's residual block: (B, width, H, W) to (B, to, H', W'), where H' is H, 2 H ("up") or H / 2 ("down")."""
+
+    def __init__(self, width: int, to: int, emb: int, *, resample: Resample, scale_shift: bool, groups: int) -> None:
+        super().__init__()
+        self.resample, self.scale_shift = resample, scale_shift
+        self.in_layers = nn.Sequential(_norm(width, groups), nn.SiLU(), nn.Conv2d(width, to, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, 2 * to if scale_shift else to))
+        # The identity stands where ADM has dropout, so that the convolution keeps its published name.
+        conv = _zero(nn.Conv2d(to, to, 3, padding=1))
+        self.out_layers = nn.Sequential(_norm(to, groups), nn.SiLU(), nn.Identity(), conv)
+        self.skip_connection = nn.Identity() if width == to else nn.Conv2d(width, to, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        norm, silu, conv = self.in_layers
+        h = silu(norm(x))
+        if self.resample == "up":
+            # The 1x1 convolution of the skip acts on single pixels, so it commutes with the enlargement, at a quarter
+            # of the cost before it.
+            h, x = _up(h), _up(self.skip_connection(x))
+        elif self.resample == "down":
+            h, x = F.avg_pool2d(h, 2), self.skip_connection(F.avg_pool2d(x, 2))
+        else:
+            x = self.skip_connection(x)
+        h = conv(h)
+        e = self.emb_layers(emb)[:, :, None, None]
+        norm, *rest = self.out_layers
+        if self.scale_shift:
+            scale, shift = e.chunk(2, dim=1)
+            h = torch.addcmul(shift, norm(h), 1 + scale)
+        else:
+            h = norm(h + e)
+        for layer in rest:
+            h = layer(h)
+        return x + h
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of (B, width, H, W), residual, with heads of `head_channels` channels."""
+
+    def __init__(self, width: int, head_channels: int, groups: int) -> None:
+        super().__init__()
+        self.heads = width // head_channels
+        self.norm = _norm(width, groups)
+        self.qkv = nn.Conv2d(width, 3 * width, 1)
+        self.proj_out = _zero(nn.Conv2d(width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, height, wide = x.shape
+        # The channels of qkv are (query | key | value), each (head, channel). All these are views of a channels-last tensor.
+        qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unflatten(2, (3, self.heads, c // self.heads))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, H W, C / heads)
+        h = h.transpose(1, 2).reshape(b, height, wide, c).permute(0, 3, 1, 2)
+        return x + self.proj_out(h)
+
+
+class Stack(nn.Sequential):
+    """Layers in a row, of which the residual blocks also take the embedding."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]  # one input more than nn.Sequential
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+def _norm(width: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(groups, width), width, eps=1e-5)
+
+
+def _up(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def _zero(conv: nn.Conv2d) -> nn.Conv2d:
+    """Starts a residual branch, or the head, at zero."""
+    nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _widths(config: UNetConfig) -> tuple[list[int], list[int]]:
+    """Channels of the encoder's levels and of the decoder's, both from the highest resolution to the lowest."""
+    decoder = config.decoder or config.encoder
+    return [int(m * config.channels) for m in config.encoder], [int(m * config.channels) for m in decoder]
+
+
+def _check(config: UNetConfig) -> None:
+    """A `UserError` for a config from which no network can be built, or whose attention would silently be left out."""
+    encoder, decoder = _widths(config)
+    levels = len(encoder)
+    if levels == 0 or len(decoder) < levels:
+        raise UserError(f"net: the decoder has {len(decoder)} levels, the encoder {levels}: give the decoder as many or more")
+    if config.patch < 1 or config.resolution < 1 or config.resolution % (config.patch * 2 ** (levels - 1)):
+        raise UserError(
+            f"net: resolution {config.resolution} is not a multiple of {config.patch * 2 ** (levels - 1)} "
+            f"(patch {config.patch}, halved {levels - 1} times): change resolution, patch or the number of encoder levels"
+        )
+    if config.channels % 2 or min(config.channels, *encoder, *decoder) < 1:
+        raise UserError(f"net: {config.channels} channels with widths {encoder}, {decoder}: need even channels and widths >= 1")
+    sizes = [config.resolution // config.patch >> level for level in range(levels)]
+    if unknown := [a for a in config.attention if a not in sizes]:
+        raise UserError(f"net: attention at {unknown[0]} px, but the levels of the base have {sizes} px: name some of these")
+    base = decoder[len(decoder) - levels :]
+    attended = [w for widths in (encoder, base) for w, s in zip(widths, sizes, strict=True) if s in config.attention]
+    if odd := [w for w in (*attended, encoder[-1]) if w % config.head_channels]:
+        raise UserError(f"net: attention over {odd[0]} channels, not a multiple of head_channels {config.head_channels}")

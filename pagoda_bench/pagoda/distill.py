@@ -1,0 +1,21 @@
+"""Stage 2: one network evaluation from noise to image, at the teacher's resolution, starting from the teacher's weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pagoda_bench.diffusion.edm import one_step
+from pagoda_bench.nets.features import load_half
+from pagoda_bench.nets.unet import UNet
+from pagoda_bench.pagoda.adversarial import fit
+from pagoda_bench.recipes.stages import Distill
+
+
+def run(recipe: Distill, ctx: Any) -> None:
+    torch.manual_seed(recipe.seed)
+    net = UNet(recipe.net)
+    net.load_state_dict(load_half(ctx.input(recipe.pairs.teacher) / "model.safetensors"))
+    net = net.to(memory_format=torch.channels_last).train()
+    fit(recipe, net, lambda z, labels: one_step(net, z, labels), ctx)

@@ -1,0 +1,62 @@
+"""Loaders of the two kinds of generators: one evaluation (Stages 2 and 3), and EDM's many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pagoda_bench.diffusion import edm, solvers
+from pagoda_bench.nets.features import from_network, load_half
+from pagoda_bench.nets.unet import UNet
+from pagoda_bench.recipes.stages import Distill, Grow, Heun, OneStep
+from pagoda_bench.recipes.stages import EDM as EDMRecipe
+from pagoda_bench.sampling.counting import count_evaluations
+from pagoda_bench.sampling.noise import noise
+
+SEED = 0
+"""Of the sampling noise: every system at every resolution of the same base sees the same latents, index by index."""
+
+
+class NoiseSampler:
+    """A network on the noise of the sample's index. `draw(z, labels)` gives the images, (N, 3, R, R)."""
+
+    def __init__(self, net: UNet, draw: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.net, self.draw = net, draw
+        self.resolution = net.config.output_resolution
+        self.classes = net.config.classes
+        self.parameters = sum(p.numel() for p in net.parameters())
+
+    def sample(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[NDArray[np.uint8], int]:
+        """Images uint8 (N, R, R, 3), and the network evaluations each of them took, counted."""
+        size = self.net.config.resolution
+        z = torch.from_numpy(noise(indices, (3, size, size), SEED)) * edm.SIGMA_MAX
+        with torch.inference_mode(), count_evaluations(self.net) as counter:
+            images = from_network(self.draw(z, torch.from_numpy(np.asarray(labels, np.int64))))
+        return images, counter.per_image(len(indices))
+
+
+def one_step(config: OneStep, ctx: Any) -> NoiseSampler:
+    net = load(config.of, ctx)
+    return NoiseSampler(net, lambda z, labels: edm.one_step(net, z, labels))
+
+
+def heun(config: Heun, ctx: Any) -> NoiseSampler:
+    net = load(config.of, ctx)
+    grid = edm.karras_grid(config.points)
+
+    def draw(z: Tensor, labels: Tensor) -> Tensor:
+        return solvers.heun(lambda x, sigma: edm.denoise(net, x, sigma, labels), z, grid)
+
+    return NoiseSampler(net, draw)
+
+
+def load(recipe: EDMRecipe | Distill | Grow, ctx: Any) -> UNet:
+    """The averaged network of an artifact, whole or not at all, in evaluation mode."""
+    net = UNet(recipe.net)
+    net.load_state_dict(load_half(ctx.input(recipe) / "model.safetensors"))
+    return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)

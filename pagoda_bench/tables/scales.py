@@ -1,0 +1,117 @@
+"""A scale: the named set of values that turns a table's grid into recipes.
+
+The sections of a scale are the fields of the recipes that they make, less the inputs, which the methods put in. They are
+plain values until a recipe is made of them, so a wrong key is refused by the recipe that knows its keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from pagoda_bench.errors import UserError
+from pagoda_bench.recipes.base import Config
+from pagoda_bench.recipes.data import DataConfig, Split
+from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, Pairs, Reference
+
+
+class Sampling(Config):
+    """How many samples are scored against how many real images. Blocks are disjoint ranges of `n` sample indices."""
+
+    n: int = Field(gt=1)
+    reference: int = Field(gt=1)
+    blocks: int = Field(1, ge=1)
+    neighbours: int = Field(3, ge=1)
+    split: Split = "val"
+
+
+class Scale(Config):
+    """The values of one scale. `grow` has one entry for each resolution in `grown`."""
+
+    name: str
+    data: DataConfig
+    base: int
+    grown: tuple[int, ...]
+    seed: int = 0  # of every stage that does not set its own
+    features: dict[str, Any]
+    teacher: dict[str, Any]
+    pairs: dict[str, Any]
+    distill: dict[str, Any]
+    grow: tuple[dict[str, Any], ...]
+    edm: dict[str, Any]
+    points: int = 18  # of the Heun sampler; it evaluates the network 2 points - 1 times
+    score: Sampling
+    full: Sampling
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)  # values of methods from other packages, by method
+
+    @model_validator(mode="after")
+    def _levels(self) -> Scale:
+        expected = tuple(self.base * 2 ** (i + 1) for i in range(len(self.grown)))
+        if self.grown != expected:
+            raise ValueError(f"grown must double from base {self.base}: {list(expected)}, not {list(self.grown)}")
+        if len(self.grow) != len(self.grown):
+            raise ValueError(f"grow has {len(self.grow)} entries for {len(self.grown)} grown resolutions")
+        return self
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        return (self.base, *self.grown)
+
+    @property
+    def top(self) -> int:
+        return self.resolutions[-1]
+
+    def feature_net(self) -> FeatureNet:
+        return FeatureNet.load({"seed": self.seed, **self.features, "data": self.data}, self._where("features"))
+
+    def teacher_model(self) -> EDM:
+        """PaGoDA's teacher, at the base resolution."""
+        return self._at(EDM.load({"seed": self.seed, **self.teacher, "data": self.data}, self._where("teacher")), self.base)
+
+    def edm_model(self) -> EDM:
+        """The multi-step row: trained directly at the top, for as much work as the whole PaGoDA chain."""
+        section = {"seed": self.seed, **self.edm, "data": self.data, "match": self.pagoda_model(self.top)}
+        section["train"] = {"steps": 1, **section.get("train", {})}  # ignored: `match` decides
+        return self._at(EDM.load(section, self._where("edm")), self.top)
+
+    def distilled(self) -> Distill:
+        pairs = Pairs.load({"seed": self.seed, **self.pairs, "teacher": self.teacher_model()}, self._where("pairs"))
+        section = {"seed": self.seed, **self.distill, "pairs": pairs, "features": self.feature_net()}
+        return Distill.load(section, self._where("distill"))
+
+    def pagoda_model(self, resolution: int) -> Distill | Grow:
+        """The one-step generator at a resolution of this scale: distilled at the base, grown above it."""
+        model: Distill | Grow = self.distilled()
+        for level, at in enumerate(self.grown):
+            if at > resolution:
+                break
+            section = {"seed": self.seed, **self.grow[level], "base": model}
+            model = Grow.load(section, self._where(f"grow.{level}"))
+        if model.net.output_resolution != resolution:
+            raise UserError(f"scale '{self.name}' has no {resolution} px; its resolutions are {_text(self.resolutions)}")
+        return model
+
+    def reference(self, resolution: int, sampling: Sampling) -> Reference:
+        return Reference(
+            data=self.data,
+            features=self.feature_net(),
+            resolution=resolution,
+            n=sampling.reference,
+            split=sampling.split,
+        )
+
+    def _at(self, model: EDM, resolution: int) -> EDM:
+        if model.net.output_resolution != resolution:
+            raise UserError(
+                f"scale '{self.name}': the network of {'teacher' if resolution == self.base else 'edm'} makes "
+                f"{model.net.output_resolution} px, the scale needs {resolution}: set its net.resolution"
+            )
+        return model
+
+    def _where(self, section: str) -> str:
+        return f"scale '{self.name}', {section}"
+
+
+def _text(resolutions: tuple[int, ...]) -> str:
+    return ", ".join(str(r) for r in resolutions)

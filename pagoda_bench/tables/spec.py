@@ -1,0 +1,236 @@
+"""From an experiment file and a scale to rows of recipes.
+
+An experiment file (experiments/*.yaml) is a grid: `rows` says which method stands at which resolutions, `scales` holds the
+values. Everything is checked before anything runs: an unknown key, scale, method or table is refused with the nearest
+known one. `--set key=value` changes a value of the scale by its dotted path (`teacher.train.steps=100`, `grow.0.width=1`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from pagoda_bench.errors import UserError, nearest
+from pagoda_bench.recipes.base import Config
+from pagoda_bench.recipes.data import DataConfig, ImageData
+from pagoda_bench.recipes.stages import Generator, Score
+from pagoda_bench.tables import methods
+from pagoda_bench.tables.scales import Sampling, Scale
+
+Describe = Callable[[Mapping[str, Any]], DataConfig]  # the data section of a scale that needs --data -> what lies there
+
+
+class RowSpec(Config):
+    """One line of the grid: a method at some of the scale's resolutions ("base", "grown", "top", "all" or a list)."""
+
+    id: str
+    label: str
+    system: str
+    method: str
+    at: str | tuple[int, ...]
+    published: str | None = None  # the system in the published table whose values stand beside this row
+
+    def resolutions(self, scale: Scale) -> tuple[int, ...]:
+        places = {"base": (scale.base,), "grown": scale.grown, "top": (scale.top,), "all": scale.resolutions}
+        if isinstance(self.at, str):
+            if self.at not in places:
+                raise UserError(f"row '{self.id}': unknown place '{self.at}'{nearest(self.at, places)}")
+            return places[self.at]
+        if absent := [r for r in self.at if r not in scale.resolutions]:
+            raise UserError(f"row '{self.id}' is at {absent[0]} px, scale '{scale.name}' has {list(scale.resolutions)}")
+        return self.at
+
+
+class TableSpec(Config):
+    """An experiment file. `scales` stay plain values until one is chosen; `extends` in a scale names one that it changes."""
+
+    table: str
+    title: str
+    default_scale: str
+    published: str | None = None  # a file in paper_tables/
+    published_base: int = 64  # the base resolution of the published chain: twice the base here stands beside twice that
+    rows: tuple[RowSpec, ...]
+    scales: dict[str, dict[str, Any]]
+    unavailable: dict[str, str] = Field(default_factory=dict)  # scale -> why it cannot be run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a table at one resolution: a generator and one score for each block of sample indices."""
+
+    id: str  # "pagoda-64"
+    row: str  # "pagoda"
+    label: str
+    system: str
+    resolution: int
+    generator: Generator
+    scores: tuple[Score, ...]
+    published: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table whose every cell is a recipe."""
+
+    name: str
+    title: str
+    scale: Scale
+    sampling: Sampling
+    full: bool
+    rows: tuple[Row, ...]
+    published: str | None
+    published_base: int
+    changed: bool  # by --set: what is committed for this scale says nothing about it
+
+    @property
+    def scores(self) -> list[Score]:
+        return [score for row in self.rows for score in row.scores]
+
+    def published_resolution(self, resolution: int) -> int:
+        return resolution * self.published_base // self.scale.base
+
+
+def read(path: Path) -> TableSpec:
+    """The experiment file at `path`."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path.name}: cannot read the experiment ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
+    spec = TableSpec.load(value, path.name)
+    ids = [row.id for row in spec.rows]
+    if twice := sorted({i for i in ids if ids.count(i) > 1}):
+        raise UserError(f"{path.name}: two rows are called '{twice[0]}'")
+    return spec
+
+
+def scale_names(spec: TableSpec) -> list[str]:
+    return sorted({*spec.scales, *spec.unavailable})
+
+
+def needs_data(spec: TableSpec, name: str) -> bool:
+    """Whether scale `name` measures images that the user brings."""
+    return bool(_values(spec, name).get("data", {}).get("kind") == ImageData.kind)
+
+
+def load_scale(spec: TableSpec, name: str, sets: Iterable[str] = (), describe: Describe | None = None) -> Scale:
+    """The values of scale `name` with `sets` ("key=value") applied. `describe` says what the user's images are."""
+    values = _values(spec, name)
+    for text in sets:
+        _assign(values, text, name)
+    data = values.get("data", {})
+    if data.get("kind") == ImageData.kind:
+        if describe is not None:
+            values["data"] = describe(data).to_dict()
+        elif "digest" not in data:
+            raise UserError(f"scale '{name}' measures your images: give --data PATH, a folder or a zip of them")
+    return Scale.load({**values, "name": name}, f"scale '{name}'")
+
+
+def build(spec: TableSpec, scale: Scale, *, full: bool = False, changed: bool = False) -> Table:
+    """The table of `spec` at `scale`: every row a generator and its scores."""
+    sampling = scale.full if full else scale.score
+    rows = [_row(line, scale, at, sampling) for line in spec.rows for at in line.resolutions(scale)]
+    return Table(
+        name=spec.table,
+        title=spec.title,
+        scale=scale,
+        sampling=sampling,
+        full=full,
+        rows=tuple(rows),
+        published=spec.published,
+        published_base=spec.published_base,
+        changed=changed,
+    )
+
+
+def _row(line: RowSpec, scale: Scale, resolution: int, sampling: Sampling) -> Row:
+    generator = methods.find(line.method)(scale, resolution)
+    if generator.resolution != resolution:
+        raise UserError(
+            f"row '{line.id}': method '{line.method}' makes {generator.resolution} px where the row asks for {resolution}"
+        )
+    reference = scale.reference(resolution, sampling)
+    scores = tuple(
+        Score(
+            generator=generator,
+            reference=reference,
+            n=sampling.n,
+            first=block * sampling.n,
+            neighbours=sampling.neighbours,
+        )
+        for block in range(sampling.blocks)
+    )
+    return Row(
+        id=f"{line.id}-{resolution}",
+        row=line.id,
+        label=line.label,
+        system=line.system,
+        resolution=resolution,
+        generator=generator,
+        scores=scores,
+        published=line.published,
+    )
+
+
+def _values(spec: TableSpec, name: str, chain: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The plain values of a scale, over those of the scale that it extends."""
+    if name in spec.unavailable:
+        raise UserError(f"scale '{name}' cannot be run: {spec.unavailable[name]}")
+    if name not in spec.scales:
+        raise UserError(f"unknown scale '{name}' of {spec.table}{nearest(name, scale_names(spec))}")
+    if name in chain:
+        raise UserError(f"scale '{name}' extends itself: {' -> '.join((*chain, name))}")
+    values = copy.deepcopy(spec.scales[name])
+    below = values.pop("extends", None)
+    return values if below is None else _merge(_values(spec, below, (*chain, name)), values)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Dictionaries are merged key by key; everything else is replaced."""
+    out = dict(below)
+    for key, value in above.items():
+        old = out.get(key)
+        out[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return out
+
+
+def _assign(values: dict[str, Any], text: str, name: str) -> None:
+    """Applies "a.b.0.c=value", the value read as YAML. What the last key may be is checked when the recipe is made."""
+    path, sign, raw = text.partition("=")
+    if not sign or not path:
+        raise UserError(f"--set {text}: write it as key=value, e.g. --set teacher.train.steps=100")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text}: '{raw}' is not a YAML value") from None
+    *parents, last = path.strip().split(".")
+    settable = [key for key in Scale.model_fields if key != "name"]
+    if not parents and last not in settable:
+        raise UserError(f"--set {text}: unknown key '{last}'{nearest(last, settable)}")
+    node: Any = values
+    for part in parents:
+        node = _child(node, part, text, name)
+    if isinstance(node, list):
+        _child(node, last, text, name)
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"--set {text}: '{'.'.join(parents)}' of scale '{name}' is a single value")
+
+
+def _child(node: Any, part: str, text: str, name: str) -> Any:
+    if isinstance(node, dict) and part in node:
+        return node[part]
+    if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+        return node[int(part)]
+    known = list(node) if isinstance(node, dict) else [str(i) for i in range(len(node))] if isinstance(node, list) else []
+    raise UserError(f"--set {text}: scale '{name}' has no '{part}' there{nearest(part, known)}")

@@ -1,0 +1,225 @@
+"""The command line: instant help, one line for each error, exit codes, and the care of the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from toy_stages import Toy, ToySum, make
+
+from pagoda_bench import __version__
+from pagoda_bench.artifacts.store import Store
+from pagoda_bench.cli import main as cli
+from pagoda_bench.cli.common import bytes_text, data_places
+from pagoda_bench.errors import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+PYTHONPATH = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PYTHONPATH}
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("PAGODA_BENCH_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr("pagoda_bench.resources.released_roots", list)
+    return Store(tmp_path / "store")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(arguments)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+# Help
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from pagoda_bench.cli.main import main; main(['--help'])\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'rich', 'yaml', 'scipy', 'PIL', 'matplotlib', 'filelock'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert done.stdout.endswith("HEAVY []\n")
+    assert "artifacts" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("artifacts",)])
+def test_no_command_shows_help(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    assert out.startswith("Usage: pagoda-bench")
+
+
+def commands() -> list[tuple[str, ...]]:
+    below = ("ls", "show", "verify", "export", "gc")
+    return [(), ("artifacts",), ("run-stage",), *(("artifacts", name) for name in below)]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_has_help_with_examples(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
+    code, out, _ = run(capsys, *command, "--help")
+    assert code == 0
+    assert f"pagoda-bench {' '.join(command)}".strip() in out.partition("Examples:")[2]
+
+
+def test_every_verb_is_there() -> None:
+    context = click.Context(cli.cli)
+    for name in cli.cli.list_commands(context):
+        command = cli.cli.get_command(context, name)
+        assert command is not None
+        assert command.epilog, f"{name} has no examples"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"pagoda-bench {__version__}\n", "")
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["artefacts"], "unknown command 'artefacts'; did you mean 'artifacts'?"),
+        (["artifacts", "lss"], "unknown command 'lss'; did you mean 'ls'?"),
+        (["artifacts", "ls", "--jsn"], "No such option"),
+        (["artifacts", "show", "abc"], "no artifact 'abc'"),
+        (["artifacts", "ls", "gorw"], "no artifact of kind 'gorw'"),
+        (["run-stage"], "Missing argument 'RECIPE.json'"),
+        (["run-stage", "absent.json"], "cannot read the recipe absent.json: No such file or directory"),
+        (["run-stage", "absent.json", "--data", "nowhere"], "--data nowhere: no such file or folder"),
+        (["artifacts", "gc", "--older-than", "-1"], "--older-than"),
+    ],
+)
+def test_errors_are_one_line_and_exit_with_2(
+    capsys: pytest.CaptureFixture[str], store: Store, arguments: list[str], message: str
+) -> None:
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("pagoda-bench: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_data_places(tmp_path: Path) -> None:
+    digest = "a" * 64
+    assert data_places([f"{digest}={tmp_path}", str(tmp_path)]) == {digest: tmp_path, "*": tmp_path}
+    with pytest.raises(UserError, match="two places"):
+        data_places([str(tmp_path), str(tmp_path)])
+
+
+# The store
+
+
+def test_ls_show_verify(capsys: pytest.CaptureFixture[str], store: Store) -> None:
+    assert run(capsys, "artifacts", "ls") == (0, f"no artifacts in {store.root}\n", "")
+    artifact = make(Toy(), store)
+    make(ToySum(parts=(Toy(),)), store)
+    code, out, _ = run(capsys, "artifacts", "ls")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["KIND", "toy", "toy-sum"]
+    (row,) = json.loads(run(capsys, "artifacts", "ls", "toy", "--json")[1])
+    assert (row["key"], row["where"], row["title"]) == (Toy().key, "local", "toy")
+    assert row["bytes"] == artifact.size
+
+    shown = json.loads(run(capsys, "artifacts", "show", f"toy/{Toy().key[:6]}", "--json")[1])
+    assert shown["recipe"]["key"] == Toy().key
+    assert shown["provenance"]["device"] == "toy"
+    assert shown["files"]["state.txt"] == 64
+    assert "training_flops" in run(capsys, "artifacts", "show", Toy().key)[1]
+    assert "means 2 artifacts" in run(capsys, "artifacts", "show", "")[2]
+
+    assert run(capsys, "artifacts", "verify")[0] == 0
+    (artifact.path / "state.txt").write_text("damaged")
+    code, out, _ = run(capsys, "artifacts", "verify")
+    assert code == 1
+    assert f"toy/{Toy().key}: DAMAGED: state.txt is not as it was made" in out
+    assert artifact.path.is_dir()
+
+
+def test_an_artifact_of_an_unknown_kind_is_listed(capsys: pytest.CaptureFixture[str], store: Store) -> None:
+    path = make(Toy(), store).path / "recipe.json"
+    path.write_text(path.read_text().replace('"toy"', '"gone"'))
+    code, out, _ = run(capsys, "artifacts", "ls")
+    assert code == 0
+    assert "(recipe not known to this installation)" in out
+
+
+def test_export(capsys: pytest.CaptureFixture[str], store: Store, tmp_path: Path) -> None:
+    make(Toy(), store)
+    code, out, _ = run(capsys, "artifacts", "export", Toy().key, "--to", str(tmp_path / "released"))
+    assert code == 0
+    assert out == f"{tmp_path}/released/toy/{Toy().key}\n"
+    assert Store(tmp_path / "new", [tmp_path / "released"]).find(Toy()).released
+
+
+def test_gc_only_says_what_would_go_unless_told(capsys: pytest.CaptureFixture[str], store: Store) -> None:
+    wanted, other = make(Toy(), store), make(Toy(seed=1), store)
+    arguments = ("artifacts", "gc", "--keep", str(wanted.path / "recipe.json"), "--older-than", "0")
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    assert f"artifact that is not kept: toy/{other.key}" in out
+    assert "run this again with --delete" in out
+    assert other.path.is_dir()
+    found = json.loads(run(capsys, *arguments, "--json", "--delete")[1])
+    assert found["deleted"]
+    assert found["bytes"] > 500
+    assert wanted.path.is_dir()
+    assert not other.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_960, "1.0 MB"), (2e12, "2.0 TB")]
+)
+def test_bytes_text(count: float, text: str) -> None:
+    assert bytes_text(count) == text
+
+
+# A stage as a command
+
+PROGRAM = "import sys, toy_stages; from pagoda_bench.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_run_stage(capsys: pytest.CaptureFixture[str], store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(Toy(seed=5).to_dict()))
+    code, out, err = run(capsys, "run-stage", str(path))
+    assert (code, out) == (0, f"{store.find(Toy(seed=5)).path}\n")
+    assert "made in" in err
+    assert run(capsys, "run-stage", str(path)) == (0, out, "")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_says_so_in_one_line_and_goes_on(store: Store, tmp_path: Path, how: signal.Signals) -> None:
+    path, slow = tmp_path / "recipe.json", Toy(seed=6, pause=10)
+    path.write_text(json.dumps(slow.to_dict()))
+    command = [sys.executable, "-c", PROGRAM, "run-stage", str(path)]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**ENVIRONMENT, **os.environ, "PYTHONPATH": PYTHONPATH},
+    )
+    deadline = time.monotonic() + 60
+    while not (store.root / ".work" / f"toy-{slow.key}" / ".attempts.json").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    time.sleep(0.1)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert out == ""
+    lines = [line for line in err.splitlines() if line]
+    assert lines == ["pagoda-bench: interrupted; the work so far is kept, and the same command goes on from there"]
+    assert make(slow.model_copy(update={"pause": 0.0}), store).provenance["attempts"] == 2

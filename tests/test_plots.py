@@ -1,0 +1,124 @@
+"""The figures: what is drawn, where labels lie, and that the same numbers give the same bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from pagoda_bench.tables import grids, plots
+from pagoda_bench.tables.cells import DISTANCE, Cell
+from pagoda_bench.tables.grids import Samples
+
+
+def cell(row: str, resolution: int, value: float, work: float | None = 1e15, system: str = "x") -> Cell:
+    return Cell(
+        table="t", scale="s", row=row, label=row.capitalize(), system=system, resolution=resolution, metric=DISTANCE,
+        direction="lower", value=value, n=1000, blocks=1, nfe=1.0, training_flops=work,
+    )  # fmt: skip
+
+
+CELLS = [
+    *(cell("grown", r, 0.2 + r / 300, 1e15 + r * 2e13) for r in (8, 16, 32, 64)),
+    cell("teacher", 8, 0.9, 9e14),
+    cell("direct", 64, 1.9, 2e15),
+    *(cell("enlarged", 64, v, 1e15) for v in (4.0,)),
+    *(cell("real", r, 0.1, None, "data") for r in (8, 16, 32, 64)),
+]
+FIGURES = pytest.mark.parametrize("draw", [plots.distance_by_resolution, plots.distance_by_work])
+
+
+def axes_of(figure: Figure | None) -> Axes:
+    assert figure is not None
+    return figure.axes[0]
+
+
+@FIGURES
+def test_the_same_cells_give_the_same_bytes(draw: Callable[[list[Cell]], Figure | None]) -> None:
+    first, second = draw(CELLS), draw(CELLS)
+    assert first is not None
+    assert second is not None
+    assert plots.files(first) == plots.files(second)
+    assert b"<dc:date>" not in plots.files(first)["svg"]
+
+
+@FIGURES
+def test_labels_do_not_touch_and_stay_on_the_page(draw: Callable[[list[Cell]], Figure | None]) -> None:
+    figure = draw(CELLS)
+    axes = axes_of(figure)
+    axes.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) >= 4
+    page = axes.figure.bbox
+    for i, box in enumerate(boxes):
+        assert page.x0 <= box.x0
+        assert box.x1 <= page.x1
+        assert page.y0 <= box.y0
+        assert box.y1 <= page.y1
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+
+
+def test_every_method_is_drawn_at_its_values_above_the_noise_floor() -> None:
+    axes = axes_of(plots.distance_by_resolution(CELLS))
+    drawn = {tuple(zip(*line.get_data(), strict=True)) for line in axes.lines}
+    assert tuple((r, 0.2 + r / 300) for r in (8, 16, 32, 64)) in drawn
+    assert ((8, 0.9),) in drawn
+    assert ((64, 1.9),) in drawn
+    floor = next(line for line in axes.lines if line.get_color() == plots.FLOOR_COLOUR)
+    assert set(floor.get_ydata()) == {0.1}
+    assert axes.get_yscale() == "log"
+    assert [t.get_text().split("\n")[0] for t in axes.texts if "Real" in t.get_text()] == ["Real images:"]
+
+
+def test_rows_without_known_work_are_left_out_of_the_plot_of_work() -> None:
+    axes = axes_of(plots.distance_by_work([*CELLS, cell("unknown", 64, 1.0, None)]))
+    assert not any("Unknown" in text.get_text() for text in axes.texts)
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_nothing_measured_draws_nothing() -> None:
+    lost = Cell(table="t", scale="s", row="r", label="R", system="x", resolution=8, status="not made: no disk")
+    assert plots.distance_by_resolution([lost]) is None
+    assert plots.distance_by_work([lost]) is None
+    assert grids.sample_grid([], [], "") is None
+
+
+def test_colours_are_told_apart_and_the_longest_row_gets_the_first() -> None:
+    methods, real = plots.series(CELLS)
+    assert methods[0].label == "Grown"
+    assert methods[0].colour == plots.PALETTE[0]
+    assert len({m.colour for m in methods}) == len(methods) == 4
+    assert [c.resolution for c in real] == [8, 16, 32, 64]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.05, 9.0), (1e14, 3e15), (0.9, 1.3), (1e-3, 1e4)])
+def test_ticks_are_round_few_and_inside(low: float, high: float) -> None:
+    ticks = plots._ticks(low, high)
+    assert 1 <= len(ticks) <= 8
+    assert all(low <= t <= high for t in ticks)
+    assert ticks == sorted(ticks)
+
+
+def test_the_grid_shows_pixels_as_they_are() -> None:
+    """A 2 px image is enlarged by repetition: the rendered tile holds its colours only, white gaps aside."""
+    small = np.array([[[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [0, 0, 0]]]] * 3, dtype=np.uint8)
+    large = np.zeros((3, 8, 8, 3), np.uint8) + np.uint8(64)
+    strip = grids._strip(small, 3, 8)
+    assert strip.shape == (10, 30, 3)
+    assert (strip[1, 1] == [255, 0, 0]).all()
+    assert (strip[1:5, 1:5] == [255, 0, 0]).all()
+    assert (strip[0] == 255).all()
+    assert {tuple(p) for p in strip.reshape(-1, 3).tolist()} == {(255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0), (255,) * 3}
+    rows = [Samples(label="A", images=small, group="a"), Samples(label="B", images=large, group="b", note="1 evaluation")]
+    figure = grids.sample_grid(rows, ["disc on dark", "a_very_long_class_name", "c"], "caption")
+    assert figure is not None
+    texts = [text.get_text() for text in figure.texts]
+    assert texts == ["A", "2 px", "B", "8 px, 1 evaluation", "disc\non dark", "a\nvery long …", "c", "caption"]
+    with Image.open(io.BytesIO(plots.files(figure)["png"])) as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []}
+    assert {(255, 0, 0), (0, 255, 0), (0, 0, 255), (64, 64, 64)} <= colours

@@ -1,0 +1,410 @@
+"""The artifact store: whole or not there, whatever happens; made once; found damaged before it is used."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from toy_stages import Toy, ToySum, ToyTrain, make
+
+from pagoda_bench.artifacts import provenance
+from pagoda_bench.artifacts.checkpoint import save_atomic, write_json
+from pagoda_bench.artifacts.context import StageContext
+from pagoda_bench.artifacts.digests import damage
+from pagoda_bench.artifacts.gc import garbage, remove
+from pagoda_bench.artifacts.store import Store, default_root
+from pagoda_bench.errors import UserError
+
+TOYS = Path(__file__).with_name("toy_stages.py")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TOYS.parents[1]), str(TOYS.parent)])}
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def store(tmp_path: Path, said: list[str]) -> Store:
+    return Store(tmp_path / "store", notify=said.append)
+
+
+def test_made_found_and_read_back(store: Store) -> None:
+    recipe = ToySum(parts=(Toy(seed=1), Toy(seed=2)))
+    assert store.find(recipe) is None
+    assert not store.root.exists()  # looking creates nothing
+    for part in recipe.parts:
+        make(part, store)
+    artifact = make(recipe, store)
+    assert artifact.path == store.root / "toy-sum" / recipe.key
+    assert artifact.recipe == recipe
+    assert json.loads((artifact.path / "recipe.json").read_text()) == {**recipe.to_dict(), "key": recipe.key}
+    assert Store(store.root).find(recipe) == artifact
+    facts = artifact.provenance
+    assert facts["inputs"] == {f"toy/{p.key}": store.find(p).digest for p in recipe.parts}
+    assert facts["seeds"] == {f"toy/{p.key}": p.seed for p in recipe.parts}
+    assert facts["attempts"] == 1
+    assert facts["started"] < facts["finished"]
+    assert facts["wall_seconds"] >= 0
+    assert facts["peak_memory"] > 2**20
+    assert facts["versions"]["numpy"]
+    assert facts["package"].keys() == {"pagoda-bench", "revision", "dirty"}
+    assert store.find(recipe.parts[0]).provenance["device"] == "toy"
+
+
+def test_an_absent_input_is_named(store: Store) -> None:
+    with pytest.raises(UserError, match=r"needs toy \(toy/.*\), which is not made yet"):
+        make(ToySum(parts=(Toy(),)), store)
+
+
+def test_the_digest_covers_the_payload_alone(store: Store, tmp_path: Path) -> None:
+    one, other = make(Toy(), store), make(Toy(), Store(tmp_path / "other"))
+    assert one.digest == other.digest
+    assert one.provenance["started"] != other.provenance["started"]
+    assert make(Toy(seed=1), store).digest != one.digest
+
+
+def test_total_flops_counts_each_once_and_needs_no_upstream(store: Store) -> None:
+    shared, other = Toy(), Toy(seed=1, train=ToyTrain(steps=7))
+    left = ToySum(parts=(shared, other))
+    top = ToySum(parts=(left, shared))
+    for recipe in (shared, other, left, top):
+        make(recipe, store)
+    for recipe in (other, left):
+        shutil.rmtree(store.find(recipe).path)
+    assert provenance.total_flops(store, top) == 500 + 700 + 1 + 1
+    with pytest.raises(UserError, match="is not made yet"):
+        provenance.total_flops(store, left)
+
+
+def test_unrecorded_flops_are_an_error(store: Store) -> None:
+    with store.making(Toy()) as context:
+        (context.out / "state.txt").write_text("x")
+    make(ToySum(parts=(Toy(),)), store)
+    with pytest.raises(UserError, match=rf"made toy/{Toy().key} recorded no training_flops"):
+        provenance.total_flops(store, ToySum(parts=(Toy(),)))
+
+
+def test_an_exception_publishes_nothing_and_keeps_the_work(store: Store) -> None:
+    def fail() -> None:
+        with store.making(Toy()) as context:
+            (context.out / "half").write_text("x")
+            (context.work / "checkpoint").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert store.find(Toy()) is None
+    assert store.half_made(Toy())
+    assert list((store.root / ".staging").iterdir()) == []
+    assert make(Toy(), store).provenance["attempts"] == 2
+    assert not store.half_made(Toy())
+
+
+@pytest.mark.parametrize(("name", "message"), [(None, "wrote no file"), ("digests.json", "a name the store reserves")])
+def test_what_a_stage_must_not_do(store: Store, name: str | None, message: str) -> None:
+    def run() -> None:
+        with store.making(Toy()) as context:
+            if name:
+                (context.out / name).write_text("{}")
+
+    with pytest.raises(RuntimeError, match=message):
+        run()
+    assert store.find(Toy()) is None
+
+
+# Kills
+
+
+def test_killed_at_every_file_operation(tmp_path: Path) -> None:
+    """SIGKILL before each file operation in turn: never a part visible; the end is the same, byte for byte; at most the
+    step since the last checkpoint is lost; nothing is left behind. Then the same while an old artifact is replaced."""
+    whole = make(Toy(seed=3, train=ToyTrain(steps=3)), Store(tmp_path / "whole"))
+    command = [sys.executable, str(TOYS), "kill-everywhere", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    for result in json.loads(done.stdout):
+        assert "problem" not in result
+        ended = result["ended"]
+        assert len(ended) > 50
+        assert {end["digest"] for end in ended} == {whole.digest}
+        assert all(3 <= end["steps"] <= 3 + end["kills"] for end in ended)
+        assert max(end["kills"] for end in ended) == 2
+        assert max(end["attempts"] for end in ended) == 3
+        assert not any(end["left"] for end in ended)
+
+
+def test_two_processes_make_it_once(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    command = [sys.executable, str(TOYS), "make", str(root), "3"]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for _ in range(2)
+    ]
+    results = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert len({out for out, _ in results}) == 1
+    assert root.with_suffix(".log").read_text() == "....."
+    told = [err for _, err in results if err]
+    assert len(told) == 1
+    assert "waiting for process " in told[0]
+    assert f"which is making toy/{Toy(seed=7).key}" in told[0]
+
+
+def test_a_killed_process_frees_its_lock(tmp_path: Path) -> None:
+    root, recipe = tmp_path / "store", Toy(seed=7)
+    child = subprocess.Popen([sys.executable, str(TOYS), "make", str(root), "50"], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not Store(root).half_made(recipe) and not (root / ".locks" / f"toy-{recipe.key}.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    found = garbage(Store(root), older_than=0)
+    child.kill()
+    child.wait()
+    assert found == []  # a living process's work is no garbage
+    start = time.monotonic()
+    make(recipe, Store(root))
+    assert time.monotonic() - start < 10
+
+
+# Damage
+
+
+def _flip(path: Path) -> None:
+    """Changes one bit, and neither size nor time."""
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("name", ["state.txt", "deep/again.txt", "recipe.json", "provenance.json", "digests.json"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_damage_is_named_set_aside_and_mended(tmp_path: Path, said: list[str], name: str, harm: str) -> None:
+    root = tmp_path / "store"
+    digest = make(Toy(), Store(root)).digest
+    path = root / "toy" / Toy().key / name
+    {"flip": _flip, "cut": lambda p: os.truncate(p, 10), "remove": Path.unlink}[harm](path)
+    store = Store(root, notify=said.append)
+    assert store.find(Toy()) is None
+    assert len(said) == 1
+    assert f"toy/{Toy().key} is damaged ({name} " in said[0]
+    assert [p.name for p in (root / ".damaged").iterdir()] == [f"toy-{Toy().key}-1"]
+    assert make(Toy(), store).digest == digest
+
+
+def test_a_strange_file_and_anothers_recipe_are_damage(store: Store) -> None:
+    path = make(Toy(), store).path
+    (path / ".hidden").write_text("does not count")
+    assert damage(path, Toy().key) is None
+    assert damage(path, Toy(seed=1).key) == "recipe.json is of another artifact"
+    (path / "more.txt").write_text("x")
+    assert damage(path, Toy().key) == "more.txt does not belong to it"
+
+
+def test_damage_while_the_process_runs_is_seen(store: Store) -> None:
+    artifact = make(Toy(), store)
+    assert store.find(Toy()) is not None
+    (artifact.path / "state.txt").write_text("other")
+    assert store.find(Toy()) is None
+
+
+def test_damage_is_left_to_the_process_that_holds_the_lock(store: Store, said: list[str]) -> None:
+    artifact = make(Toy(), store)
+    _flip(artifact.path / "state.txt")
+    with Store(store.root).locked(f"toy-{Toy().key}") as mine:
+        assert mine
+        assert Store(store.root, notify=said.append).find(Toy()) is None
+    assert artifact.path.is_dir()
+    assert said == []
+
+
+# Released artifacts
+
+
+def test_released_are_found_after_local_ones_and_never_touched(store: Store, tmp_path: Path, said: list[str]) -> None:
+    make(Toy(), store)
+    released = store.export(store.find(Toy()), tmp_path / "released")
+    other = Store(tmp_path / "other", [tmp_path / "released"], notify=said.append)
+    found = other.find(Toy())
+    assert found is not None
+    assert found.released
+    assert found.digest == store.find(Toy()).digest
+    assert not other.root.exists()
+    with other.making(Toy()) as context:
+        assert context is None
+    shutil.copytree(released.path, other.root / "toy" / Toy().key)
+    assert not Store(other.root, [tmp_path / "released"]).find(Toy()).released
+
+    shutil.rmtree(other.root)
+    _flip(released.path / "state.txt")
+    again = Store(other.root, [tmp_path / "released"], notify=said.append)
+    assert again.find(Toy()) is None
+    assert again.find(Toy()) is None
+    assert len(said) == 1
+    assert "is damaged and not used: state.txt is not as it was made" in said[0]
+    assert released.path.is_dir()
+
+
+def test_a_session_makes_anew_once_and_replaces(store: Store) -> None:
+    first = make(Toy(), store)
+    started = first.provenance["started"]
+    assert store.find(Toy(), session="s") is None
+    second = make(Toy(), store, session="s")
+    assert second.provenance["started"] > started
+    assert second.path == first.path
+    assert make(Toy(), store, session="s").provenance == second.provenance
+    assert list((store.root / ".trash").iterdir()) == []
+    # work of another session is not gone on with
+    with pytest.raises(KeyboardInterrupt), store.making(Toy(), session="t") as context:
+        (context.work / "state.json").write_text('[5, "wrong"]')
+        raise KeyboardInterrupt
+    assert make(Toy(), store, session="u").digest == first.digest
+
+
+# Disks
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line_and_keeps_the_work(store: Store, number: int) -> None:
+    def run() -> None:
+        with store.making(Toy()) as context:
+            save_atomic(context.work / "checkpoint", lambda path: path.write_text("kept"))
+            raise OSError(number, os.strerror(number), "somewhere")
+
+    with pytest.raises(UserError, match="artifacts gc") as caught:
+        run()
+    assert str(store.root) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert store.half_made(Toy())
+    make(Toy(seed=1), store)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_the_systems_own_full_device(store: Store) -> None:
+    def run() -> None:
+        with store.making(Toy()) as context:
+            with open("/dev/full", "w") as file:
+                file.write("x" * 100_000)
+            (context.out / "x").write_text("x")
+
+    with pytest.raises(UserError, match="is full while making"):
+        run()
+
+
+def test_a_full_disk_in_a_librarys_words(store: Store) -> None:
+    def run() -> None:
+        with store.making(Toy()):
+            raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(UserError, match="is full"):
+        run()
+
+
+def test_a_full_disk_while_publishing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pagoda_bench.artifacts import store as module
+
+    def full(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    def run() -> None:
+        with store.making(Toy()) as context:
+            (context.out / "state.txt").write_text("x")
+            monkeypatch.setattr(module, "write_json", full)
+
+    with pytest.raises(UserError, match="is full"):
+        run()
+    monkeypatch.undo()
+    assert store.find(Toy()) is None
+    assert make(Toy(), store) is not None
+
+
+def test_a_store_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot write to the artifact store"):
+        make(Toy(), Store(tmp_path / "file" / "store"))
+
+
+def test_a_stages_own_error_stays_what_it_is(store: Store) -> None:
+    with pytest.raises(FileNotFoundError), store.making(Toy()) as context:
+        (context.work / "absent").read_text()
+
+
+def test_save_atomic_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.npy"
+    save_atomic(path, lambda p: p.write_text("old"))
+
+    def fail(temporary: Path) -> None:
+        assert temporary.suffix == ".npy"
+        temporary.write_text("half")
+        raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        save_atomic(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.npy"]
+
+
+# Clearing up
+
+
+def test_gc_takes_what_is_dead_and_spares_the_rest(store: Store) -> None:
+    kept = ToySum(parts=(Toy(seed=1),))
+    for recipe in (Toy(seed=1), kept, Toy(seed=2)):
+        make(recipe, store)
+    staging, work = store.root / ".staging" / "toy-dead", store.root / ".work" / "toy-dead"
+    for folder in (staging, work, store.root / ".damaged" / "toy-x-1"):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("x" * 100)
+
+    def names(older_than: float, keep: list[ToySum] | None = None) -> set[str]:
+        return {item.path.relative_to(store.root).as_posix() for item in garbage(store, older_than, keep)}
+
+    assert names(3600) == {".staging/toy-dead", ".damaged/toy-x-1"}
+    assert names(0) == {".staging/toy-dead", ".damaged/toy-x-1", ".work/toy-dead"}
+    assert names(0, [kept]) == names(0) | {f"toy/{Toy(seed=2).key}"}
+    assert names(3600, [kept]) == names(3600)
+    with Store(store.root).locked("toy-dead"):
+        assert names(0) == {".damaged/toy-x-1"}
+    freed = remove(store, garbage(store, 0, [kept]))
+    assert freed > 300
+    assert garbage(store, 0, [kept]) == []
+    assert store.find(Toy(seed=2)) is None
+    assert store.find(kept) is not None
+    assert store.find(Toy(seed=1)) is not None
+
+
+# Context and places
+
+
+def test_context_for_test(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_json(tmp_path / "in" / "provenance.json", {"flops": 1})
+    context = StageContext.for_test(tmp_path / "out", tmp_path / "work", {Toy().key: tmp_path / "in"}, {"*": tmp_path})
+    assert context.input(Toy()) == tmp_path / "in"
+    assert context.provenance(Toy()) == {"flops": 1}
+    assert context.data_path("0" * 64) == tmp_path
+    with pytest.raises(UserError, match="is not among the inputs"):
+        context.input(Toy(seed=1))
+    with pytest.raises(UserError, match="--data PATH"):
+        StageContext.for_test(tmp_path / "out", tmp_path / "work").data_path("0" * 64)
+    context.progress(1, 2, loss=0.5)
+    with pytest.raises(ValueError, match="cannot record loss=nan"):
+        context.record(loss=float("nan"))
+
+
+def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("PAGODA_BENCH_STORE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_root() == tmp_path / "pagoda-bench" / "store"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_root() == tmp_path / ".cache" / "pagoda-bench" / "store"
+    monkeypatch.setenv("PAGODA_BENCH_STORE", str(tmp_path / "mine"))
+    assert default_root() == tmp_path / "mine"
