@@ -177,9 +177,7 @@ def test_gc_only_says_what_would_go_unless_told(capsys: pytest.CaptureFixture[st
     assert not other.path.exists()
 
 
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_960, "1.0 MB"), (2e12, "2.0 TB")]
-)
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1000, "1.0 kB"), (999_960, "1.0 MB"), (2e12, "2.0 TB")])
 def test_bytes_text(count: float, text: str) -> None:
     assert bytes_text(count) == text
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes import registry
@@ -37,7 +38,7 @@ class Probe(Recipe, kind="test-probe"):
     runner: ClassVar[str] = "nowhere:run"
     number: float = 0.5
     flag: bool | int = True
-    words: dict[str, float] = {}
+    words: dict[str, float] = Field(default_factory=dict)
     inner: Inner = Inner()
     of: Recipe | None = None
     chunk: int = result_neutral(16)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from toy_stages import Toy, ToySum, ToyTrain, make
+from toy_stages import Toy, ToySum, ToyTrain, interrupt, make
 
 from pagoda_bench.artifacts import provenance
 from pagoda_bench.artifacts.checkpoint import save_atomic, write_json
@@ -143,7 +143,7 @@ def test_killed_at_every_file_operation(tmp_path: Path) -> None:
 
 def test_two_processes_make_it_once(tmp_path: Path) -> None:
     root = tmp_path / "store"
-    command = [sys.executable, str(TOYS), "make", str(root), "3"]
+    command = [sys.executable, str(TOYS), "make", str(root), "2"]
     processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for _ in range(2)
     ]
@@ -262,9 +262,7 @@ def test_a_session_makes_anew_once_and_replaces(store: Store) -> None:
     assert make(Toy(), store, session="s").provenance == second.provenance
     assert list((store.root / ".trash").iterdir()) == []
     # work of another session is not gone on with
-    with pytest.raises(KeyboardInterrupt), store.making(Toy(), session="t") as context:
-        (context.work / "state.json").write_text('[5, "wrong"]')
-        raise KeyboardInterrupt
+    interrupt(Toy(), store, "state.json", '[5, "wrong"]', session="t")
     assert make(Toy(), store, session="u").digest == first.digest
 
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -100,6 +101,13 @@ def make(recipe: Recipe, store: Store, session: str | None = None) -> Any:
         if context is not None:
             globals()[recipe.runner.partition(":")[2]](recipe, context)
     return store.find(recipe, session)
+
+
+def interrupt(recipe: Recipe, store: Store, name: str, content: str, session: str | None = None) -> None:
+    """Ends an attempt at `recipe` as Ctrl-C does, after a file of that name was written to its work folder."""
+    with suppress(KeyboardInterrupt), store.making(recipe, session=session) as context:
+        (context.work / name).write_text(content)
+        raise KeyboardInterrupt
 
 
 def kill_everywhere(folder: Path, session: str | None) -> dict[str, Any]:

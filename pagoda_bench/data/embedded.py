@@ -5,8 +5,8 @@ dark or dark on light. Every octave above 8 px adds detail that the octave below
 16 px adds stripes inside the shape (their direction is the class's), 32, 64, ... 512 px each add a fine wavy outline along the
 edge (its phase is the class's). Colours, place, size and contrast vary from image to image.
 
-Coordinates are in units of the image width, centre (0, 0), y downwards. Nothing here keeps state: the random numbers of an image
-are a hash of (split, index, attribute), so access is random, splits are disjoint and any number of images can be had.
+Coordinates are in units of the image width, centre (0, 0), y downwards. Nothing here keeps state: the random numbers of an
+image are a hash of (split, index, attribute), so access is random, splits are disjoint and there is no last image.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ class Images:
             partial = self._folder.with_name(self._folder.name + ".partial")
             partial.mkdir(exist_ok=True)
             with open_source(path) as source:
-                entries = layout_of(source).entries
+                entries = layout_of(source).ordered()
                 digest = _write_pixels(partial / "images.npy", source, entries, self.protocol, workers, progress)
             np.save(partial / "labels.npy", np.array([entry.label for entry in entries], dtype=np.int64))
             meta = {"protocol": self.protocol, "count": len(entries), "pixels_sha256": digest}

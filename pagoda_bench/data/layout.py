@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """`entries` are in reading order: the training split, then the validation split, each ordered by `stratified`."""
+    """All used images, in the order of the source's names."""
 
     entries: tuple[Entry, ...]
     classes: tuple[str, ...]
@@ -46,6 +46,10 @@ class Layout:
 
     def size(self, split: Split) -> int:
         return sum(entry.split == split for entry in self.entries)
+
+    def ordered(self) -> tuple[Entry, ...]:
+        """The order of indices: the training split, then the validation split, each by `stratified`."""
+        return tuple(entry for split in ("train", "val") for entry in stratified(e for e in self.entries if e.split == split))
 
 
 def arrange(names: Collection[str], folders: Iterable[str], read: Callable[[str], bytes], where: Path) -> Layout:
@@ -61,16 +65,16 @@ def arrange(names: Collection[str], folders: Iterable[str], read: Callable[[str]
     if len(labels_files) > 1:
         raise UserError(f"{where} holds {' and '.join(labels_files)}: keep one labels file")
     rows = parse_labels(read(labels_files[0]), labels_files[0]) if labels_files else []
-    splits = _folder_splits(images, wrapper, bool(labels_files)) | {wrapper + row.file: row.split for row in rows if row.split}
+    named = _folder_splits(images, wrapper, bool(labels_files)) | {wrapper + row.file: row.split for row in rows if row.split}
     unread = {name for name in names if suffix(name) in OTHER_IMAGES and name.startswith(wrapper)}
-    if "val" in splits.values():  # then `test` is not used, and may be unlabelled
+    if "val" in named.values():  # then `test` is not used, and may be unlabelled
         unread = {name for name in unread if _top(name, wrapper) != "test"}
-        images = [name for name in images if splits.get(name) != "test"]
+        images = [name for name in images if named.get(name) != "test"]
     if unread:
         raise UserError(
             f"{where}: {len(unread)} images are of a kind that is not read, the first '{min(unread)}': convert them to PNG"
         )
-    splits = _settled({name: splits[name] for name in images if name in splits}, images, where)
+    splits = _settled({name: named[name] for name in images if name in named}, images, where)
     if rows:
         labels = _labels_of(images, present, wrapper, rows, where)
     else:
@@ -84,14 +88,13 @@ def arrange(names: Collection[str], folders: Iterable[str], read: Callable[[str]
         by_class[labels[name]].append(name)
     if not splits:
         splits = _hash_split(by_class, len(wrapper), where)
-    both: list[Entry] = []
     for split in ("train", "val"):
         for label, members in by_class.items():
             if not any(splits[name] == split for name in members):
                 raise UserError(f"{where}: class '{label}' has no images in the split '{split}': add some or remove the class")
-        chosen = [Entry(n[len(wrapper) :], n, index[labels[n]], split) for n in images if splits[n] == split]
-        both += stratified(chosen)
-    return Layout(tuple(both), classes, labels_files[0] if labels_files else None)
+    skip = len(wrapper)
+    entries = tuple(Entry(name[skip:], name, index[labels[name]], splits[name]) for name in images)
+    return Layout(entries, classes, labels_files[0] if labels_files else None)
 
 
 def stratified(entries: Iterable[Entry]) -> list[Entry]:
@@ -163,7 +166,7 @@ def _wrapper(names: set[str], images: list[str]) -> str:
         wrapper = outer
 
 
-def _settled(splits: dict[str, str], images: list[str], where: Path) -> dict[str, str]:
+def _settled(splits: dict[str, str], images: list[str], where: Path) -> dict[str, Split]:
     """The split of every image with `test` as `val`, or nothing when the images are to be split here."""
     if not splits:
         return {}
@@ -174,7 +177,7 @@ def _settled(splits: dict[str, str], images: list[str], where: Path) -> dict[str
         raise UserError(f"{where} has the split {' and '.join(sorted(set(splits.values())))} but no train: add it")
     if set(splits.values()) == {"train"}:
         return {}
-    return {name: "val" if split == "test" else split for name, split in splits.items()}
+    return {name: "train" if split == "train" else "val" for name, split in splits.items()}
 
 
 def _folder_class(name: str, wrapper: str, where: Path) -> str:
@@ -211,8 +214,8 @@ def _refuse_same_class_folders(images: list[str], wrapper: str, where: Path) -> 
             raise UserError(f"{where}: folders '{seen[label]}' and '{place}' would be one class '{label}': rename one")
 
 
-def _hash_split(by_class: dict[str, list[str]], skip: int, where: Path) -> dict[str, str]:
-    splits: dict[str, str] = {}
+def _hash_split(by_class: dict[str, list[str]], skip: int, where: Path) -> dict[str, Split]:
+    splits: dict[str, Split] = {}
     for label, members in by_class.items():
         if len(members) < 2:
             raise UserError(f"{where}: class '{label}' has one image, and training and validation want one each: add some")

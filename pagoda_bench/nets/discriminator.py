@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 class ProjectedDiscriminator(nn.Module):
     """Maps (finest first, map i at half the size of map i-1) and labels (N,) to logits (N, M): M over scales and places."""
 
-    def __init__(self, channels: Sequence[int], classes: int, width: int = 64, seed: int = 0) -> None:
+    def __init__(self, channels: Sequence[int], classes: int, width: int = 32, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.mix_channels = nn.ModuleList(_fixed(c, width, generator) for c in channels)

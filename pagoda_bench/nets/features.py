@@ -87,8 +87,8 @@ def load_features(recipe: FeatureNet, ctx: Any) -> FeatureModel:
 
 
 def to_network(images: NDArray[np.uint8]) -> Tensor:
-    """uint8 NHWC in [0, 255] to float32 NCHW in [-1, 1], channels last in memory."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    """uint8 NHWC in [0, 255] to float32 NCHW in [-1, 1], contiguous."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)
 
 
 def from_network(x: Tensor) -> NDArray[np.uint8]:
@@ -111,13 +111,15 @@ def load_half(path: Path) -> dict[str, Tensor]:
 
 def fold(model: FeatureModel) -> dict[str, Tensor]:
     """The state dict of a trained network with every batch norm folded into the convolution before it: what is released."""
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             state |= {f"{name}.weight": module.weight.detach(), f"{name}.bias": module.bias.detach()}
         elif isinstance(module, nn.Conv2d):
             norm = model.get_submodule(name.removesuffix("0") + "1")
-            assert isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None and norm.running_mean is not None
+            assert isinstance(norm, nn.BatchNorm2d)
+            assert norm.running_var is not None
+            assert norm.running_mean is not None
             gain = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
             state[f"{name}.weight"] = module.weight.detach() * gain[:, None, None, None]
             state[f"{name}.bias"] = norm.bias.detach() - norm.running_mean * gain

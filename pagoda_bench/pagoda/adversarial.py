@@ -86,9 +86,7 @@ def fit(recipe: Distill | Grow, net: UNet, generate: Callable[[Tensor, Tensor], 
         fake_maps = eyes(fake)
         l_adv = -judge(fake_maps, real_labels).mean()
         optimizers["generator"].zero_grad(set_to_none=True)
-        factor, _ = accumulate(
-            (rebuilt, fake), (loss.reconstruction * l_rec, l_adv), at, loss.adversarial, loss.adaptive
-        )
+        factor, _ = accumulate((rebuilt, fake), (loss.reconstruction * l_rec, l_adv), at, loss.adversarial, loss.adaptive)
         optimizers["generator"].step()
 
         with torch.no_grad():

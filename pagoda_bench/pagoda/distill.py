@@ -17,5 +17,5 @@ def run(recipe: Distill, ctx: Any) -> None:
     torch.manual_seed(recipe.seed)
     net = UNet(recipe.net)
     net.load_state_dict(load_half(ctx.input(recipe.pairs.teacher) / "model.safetensors"))
-    net = net.to(memory_format=torch.channels_last).train()
+    net.train()
     fit(recipe, net, lambda z, labels: one_step(net, z, labels), ctx)

@@ -13,8 +13,8 @@ from torch import Tensor
 from pagoda_bench.diffusion import edm, solvers
 from pagoda_bench.nets.features import from_network, load_half
 from pagoda_bench.nets.unet import UNet
-from pagoda_bench.recipes.stages import Distill, Grow, Heun, OneStep
 from pagoda_bench.recipes.stages import EDM as EDMRecipe
+from pagoda_bench.recipes.stages import Distill, Grow, Heun, OneStep
 from pagoda_bench.sampling.counting import count_evaluations
 from pagoda_bench.sampling.noise import noise
 

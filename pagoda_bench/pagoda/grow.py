@@ -23,7 +23,7 @@ def run(recipe: Grow, ctx: Any) -> None:
     trained = set(trainable_keys(net, recipe.train_from))
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name in trained)
-    net = net.to(memory_format=torch.channels_last).train()
+    net.train()
     start = train_start(net, recipe.train_from)
     c_in = float(preconditioning(torch.tensor(SIGMA_MAX, dtype=torch.float64)).c_in)
 

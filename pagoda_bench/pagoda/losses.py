@@ -51,9 +51,7 @@ def accumulate(
     at_images = [torch.autograd.grad(loss, image)[0] for image, loss in zip(outputs, losses, strict=True)]
     factor = weight
     if adaptive:
-        norms = [
-            torch.autograd.grad(image, at, g, retain_graph=True)[0] for image, g in zip(outputs, at_images, strict=True)
-        ]
+        norms = [torch.autograd.grad(image, at, g, retain_graph=True)[0] for image, g in zip(outputs, at_images, strict=True)]
         factor = weight * float(adaptive_weight(norms[0], norms[1]))
     torch.autograd.backward(list(outputs), [at_images[0], factor * at_images[1]])
     return factor, at_images

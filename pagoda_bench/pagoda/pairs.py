@@ -21,7 +21,6 @@ from pagoda_bench.recipes.stages import Pairs
 CHUNK = 250
 
 
-
 def run(recipe: Pairs, ctx: Any) -> None:
     """Payload: `latents.npy`, float16 (count, 3, R, R), the latent of training image i in row i; with `flip`, rows
     count ... 2 count - 1 are the latents of the mirrored images. Chunks already in the work folder are not made again."""

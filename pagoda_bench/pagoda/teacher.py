@@ -21,7 +21,7 @@ def run(recipe: EDM, ctx: Any) -> None:
     """Payload: `model.safetensors`, the averaged weights as float16."""
     torch.manual_seed(recipe.seed)
     data = open_dataset(recipe.data, ctx.data_path)
-    net = UNet(recipe.net).to(memory_format=torch.channels_last).train()
+    net = UNet(recipe.net).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=recipe.train.lr, betas=recipe.train.betas)
     ema = EMA(net, recipe.train.ema)
     mirror = data.size("train") is not None  # photographs may be mirrored; the embedded data need no such help

@@ -25,6 +25,7 @@ class UNetConfig(Config):
     head_channels: int = 16
     classes: int = 10
     scale_shift_grown: bool = False
+    group_channels: int = 1  # least channels in a group of the norms; 1 = 32 groups at any width, as published
     patch: int = 1  # space-to-depth before the first convolution and depth-to-space after the last (1 = off, as published)
 
     @property
@@ -47,7 +48,7 @@ class TrainConfig(Config):
 class FeatureNet(Recipe, kind="features"):
     """The small classifier whose penultimate features judge images and whose maps serve the losses."""
 
-    runner: ClassVar[str] = "pagoda_bench.nets.train_features:run"
+    runner: ClassVar[str] = "pagoda_bench.training.features:run"
 
     data: DataConfig
     train: TrainConfig
@@ -236,7 +237,7 @@ class Reference(Recipe, kind="reference"):
 
 
 class Score(Recipe, kind="score"):
-    """A generator's samples `first` ... `first + n - 1` measured against a reference. Labels are balanced: index mod classes."""
+    """A generator's samples `first` ... `first + n - 1` against a reference. Labels are balanced: index mod classes."""
 
     runner: ClassVar[str] = "pagoda_bench.metrics.stages:score"
 
@@ -245,6 +246,9 @@ class Score(Recipe, kind="score"):
     n: int
     first: int = 0
     neighbours: int = 3  # k of precision and recall (Kynkaanniemi et al. 2019)
+
+    def inputs(self) -> list[Recipe]:
+        return [*super().inputs(), self.reference.features]
 
     @property
     def title(self) -> str:

@@ -36,7 +36,7 @@ def pagoda(scale: Scale, resolution: int) -> Generator:
 def edm(scale: Scale, resolution: int) -> Generator:
     """Many steps at the top resolution, for the training work of the whole PaGoDA chain."""
     _only(scale, "edm", resolution, scale.top)
-    return Heun(of=scale.edm_model(), points=scale.points)
+    return Heun(of=scale.edm_model(), points=scale.points_top or scale.points)
 
 
 def nearest_upsampling(scale: Scale, resolution: int) -> Generator:

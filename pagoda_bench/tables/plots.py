@@ -16,7 +16,6 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pagoda_bench.tables.cells import DISTANCE, Cell, values
@@ -110,12 +109,10 @@ def distance_by_resolution(cells: Sequence[Cell]) -> Figure | None:
         ends = [(m.points[-1], m.label, m.colour) for m in methods]
         ends += [(real[-1], "Real images:\nnoise floor", FLOOR_COLOUR)] if real else []
         last = resolutions[-1]
-        _end_labels(axes, [(c, f"{t}\n{evaluations(c)}".strip(), colour) for c, t, colour in ends if c.resolution == last])
-        for cell, text, colour in ends:
-            if cell.resolution != last:
-                said = f"{text}\n{evaluations(cell)}".strip()
-                at = (cell.resolution, cell.value or 0)
-                axes.annotate(said, at, xytext=(7, 1), textcoords="offset points", color=colour, va="center")
+        _end_labels(axes, [(c, _named(t, c), colour) for c, t, colour in ends if c.resolution == last])
+        inner = [(c.resolution, c.value or 0.0, _named(t, c), colour) for c, t, colour in ends if c.resolution != last]
+        lines = [[(c.resolution, c.value or 0.0) for c in method.points] for method in methods]
+        _place(axes, inner, [*lines, [(c.resolution, c.value or 0.0) for c in real]])
         axes.set_xlabel("Resolution (px)")
         axes.set_ylabel(f"Fréchet distance, N = {_n(cells):,}")
     return figure
@@ -134,7 +131,7 @@ def distance_by_work(cells: Sequence[Cell]) -> Figure | None:
         work = [c.training_flops or 1.0 for c in points]
         low, high = min(work), max(work)
         margin = max((high / low) ** 0.12, 1.15)
-        axes.set_xlim(low / margin, high * margin ** 2.4)
+        axes.set_xlim(low / margin, high * margin**2.4)
         _limits(axes, points)
         for method in methods:
             _line(axes, [c.training_flops or 1.0 for c in method.points], method)
@@ -148,7 +145,7 @@ def distance_by_work(cells: Sequence[Cell]) -> Figure | None:
             for cell in method.points:
                 name = f"{method.label}, " if cell is method.points[-1] else ""
                 labels.append((cell.training_flops or 1.0, cell.value or 0.0, f"{name}{cell.resolution} px", method.colour))
-        _place(figure, axes, labels, methods)
+        _place(axes, labels, [[(c.training_flops or 1.0, c.value or 0.0) for c in method.points] for method in methods])
     return figure
 
 
@@ -186,8 +183,18 @@ def _line(axes: Axes, xs: Sequence[float], method: Series) -> None:
     ys = [c.value or 0 for c in method.points]
     errors = [c.stderr or 0 for c in method.points]
     axes.errorbar(
-        xs, ys, yerr=errors if any(errors) else None, color=method.colour, marker=method.marker, markersize=6,
-        linewidth=1.4, capsize=0, elinewidth=1.0, markeredgecolor="white", markeredgewidth=0.6, zorder=3,
+        xs,
+        ys,
+        yerr=errors if any(errors) else None,
+        color=method.colour,
+        marker=method.marker,
+        markersize=6,
+        linewidth=1.4,
+        capsize=0,
+        elinewidth=1.0,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        zorder=3,
     )
 
 
@@ -197,12 +204,14 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[Cell, str, str]]) -> None:
     wanted = sorted(((math.log(max(c.value or 0, 1e-12)) - low) / (high - low), t, colour) for c, t, colour in ends)
     heights = [h for h, _, _ in wanted]
     halves = [0.026 * (1 + t.count("\n")) + 0.008 for _, t, _ in wanted]
-    for _ in range(200):  # push neighbours apart, both by half
+    for _ in range(400):  # push neighbours apart, both by half, and back from the ends
         for i in range(1, len(heights)):
             short = halves[i] + halves[i - 1] - (heights[i] - heights[i - 1])
             if short > 1e-6:
                 heights[i - 1] -= short / 2
                 heights[i] += short / 2
+        heights[0] = max(heights[0], halves[0] - 0.06)
+        heights[-1] = min(heights[-1], 1.02 - halves[-1])
     for (at, text, colour), height in zip(wanted, heights, strict=True):
         axes.annotate(
             text, xy=(1.0, at), xytext=(1.05, height), xycoords="axes fraction", color=colour, va="center", linespacing=1.05,
@@ -210,36 +219,56 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[Cell, str, str]]) -> None:
         )  # fmt: skip
 
 
-PLACES = ((7, 0, "left", "center"), (0, 6, "center", "bottom"), (0, -6, "center", "top"), (-7, 0, "right", "center"),
-          (6, 6, "left", "bottom"), (6, -6, "left", "top"), (-6, 6, "right", "bottom"), (-6, -6, "right", "top"))  # fmt: skip
+DIRECTIONS = ((1, 0), (0, 1), (0, -1), (-1, 0), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8))
+REACHES = (7, 15, 25, 38, 54)  # points from a point to its label; from the second on with a thin line
+Box = tuple[float, float, float, float]
 
 
-def _place(figure: Figure, axes: Axes, labels: Sequence[tuple[float, float, str, str]], methods: Sequence[Series]) -> None:
-    """Each label beside its point, at the first of eight places where it meets no other label, point, line or edge."""
+def _place(axes: Axes, labels: Sequence[tuple[float, float, str, str]], lines: Sequence[Sequence[tuple[float, float]]]) -> None:
+    """Each label (x, y, text, colour) as near to its point as can be without meeting a label, a point, a line or an edge."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
     figure.draw_without_rendering()
-    marks = [tuple(axes.transData.transform((x, y))) for x, y, _, _ in labels]
-    for method in methods:  # lines count as rows of points
-        ends = [axes.transData.transform((c.training_flops or 1.0, c.value or 1.0)) for c in method.points]
-        for (x0, y0), (x1, y1) in pairwise(ends):
-            marks += [(x0 + (x1 - x0) * i / 40, y0 + (y1 - y0) * i / 40) for i in range(41)]
-    taken: list[Any] = []
-    inside = axes.get_window_extent()
+    scale = figure.dpi / 72
+    marks = [point for line in lines for point in _along([tuple(axes.transData.transform(p)) for p in line])]
+    edge = axes.get_window_extent()
+    taken: list[Box] = []
     for x, y, text, colour in labels:
-        tried: list[tuple[float, Annotation]] = []
-        for dx, dy, ha, va in PLACES:
-            note = axes.annotate(
-                text, (x, y), xytext=(dx, dy), textcoords="offset points", ha=ha, va=va, color=colour, fontsize=7.5
-            )
-            box = note.get_window_extent()
-            cost = 10.0 * sum(box.overlaps(other) for other in taken)
-            cost += sum(bool(box.x0 - 2 < px < box.x1 + 2 and box.y0 - 2 < py < box.y1 + 2) for px, py in marks)
-            cost += 20.0 * bool(box.x0 < inside.x0 or box.x1 > inside.x1 or box.y0 < inside.y0 or box.y1 > inside.y1)
-            tried.append((cost, note))
-        kept = min(tried, key=lambda entry: entry[0])[1]
-        for _, note in tried:
-            if note is not kept:
-                note.remove()
-        taken.append(kept.get_window_extent())
+        note = axes.annotate(text, (x, y), xytext=(0, 0), textcoords="offset points", color=colour, fontsize=8)
+        size = note.get_window_extent()
+        px, py = axes.transData.transform((x, y))
+        found: list[tuple[float, int, Box]] = []
+        for reach in REACHES:
+            for right, up in DIRECTIONS:
+                left = px + right * reach * scale - size.width * (1 - right / max(abs(right), 1e-9)) / 2
+                low = py + up * reach * scale - size.height * (1 - up / max(abs(up), 1e-9)) / 2
+                box = (left, low, left + size.width, low + size.height)
+                cost = reach / 20 + 10.0 * sum(_overlap(box, other) for other in taken)
+                cost += sum(_overlap(box, (mx, my, mx, my), 2 * scale) for mx, my in marks)
+                outside = box[0] < edge.x0 + 2 or box[2] > edge.x1 or box[1] < edge.y0 + 2 or box[3] > edge.y1
+                found.append((cost + 50.0 * outside, reach, box))
+        _, distance, box = min(found, key=lambda place: place[0])
+        taken.append(box)
+        note.set_position(((box[0] - px) / scale, (box[1] - py) / scale))
+        note.set_verticalalignment("bottom")
+        if distance > REACHES[0]:
+            near = (min(max(px, box[0]), box[2]), min(max(py, box[1]), box[3]))
+            ends = axes.transData.inverted().transform([(px, py), near])
+            axes.plot(*zip(*ends, strict=True), color=colour, linewidth=0.6, zorder=1.5, label="_leader")
+
+
+def _along(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points of a line and 40 between each two, so that a label that avoids them avoids the line."""
+    between = [(x0 + (x1 - x0) * i / 40, y0 + (y1 - y0) * i / 40) for (x0, y0), (x1, y1) in pairwise(points) for i in range(40)]
+    return [*between, *points[-1:]]
+
+
+def _overlap(a: Box, b: Box, margin: float = 0.0) -> bool:
+    return a[0] - margin < b[2] and b[0] - margin < a[2] and a[1] - margin < b[3] and b[1] - margin < a[3]
+
+
+def _named(text: str, cell: Cell) -> str:
+    return f"{text}\n{evaluations(cell)}".strip()
 
 
 def _longest_first(rows: Sequence[list[Cell]]) -> list[list[Cell]]:
@@ -248,10 +277,9 @@ def _longest_first(rows: Sequence[list[Cell]]) -> list[list[Cell]]:
 
 
 def evaluations(cell: Cell) -> str:
-    """"35 evaluations", from the counted ones; "" for real images."""
+    """E.g. "35 evaluations", from the counted ones; "" for real images."""
     return "" if cell.system == REAL or not cell.nfe else f"{number(cell.nfe)} evaluation{'s' if cell.nfe != 1 else ''}"
 
 
 def _n(cells: Sequence[Cell]) -> int:
     return max((c.n for c in cells), default=0)
-

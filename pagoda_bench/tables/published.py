@@ -91,8 +91,5 @@ def find(
     cells: Iterable[Published], system: str, resolution: int, metric: str = "fid", guidance: str = "none"
 ) -> list[Published]:
     """The cells of one system, the most trusted first; several when sources disagree or agree independently."""
-    found = [
-        c for c in cells
-        if (c.system, c.resolution, c.metric, c.guidance) == (system, resolution, metric, guidance)
-    ]
+    found = [c for c in cells if (c.system, c.resolution, c.metric, c.guidance) == (system, resolution, metric, guidance)]
     return sorted(found, key=lambda c: TRUST.index(c.trust))

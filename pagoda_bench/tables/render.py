@@ -93,27 +93,38 @@ def sheets(
                 columns=_columns(lines),
                 published=head if any(line.published for line in lines) else "",
                 committed=any(line.committed for line in lines),
-                notes=[*about, *(f"{line.label}, {line.resolution} px: {line.any.status}" for line in lines if not line.made)],
+                notes=[*about, *_lost(lines)],
             )
         )
     return out
 
 
 def published_text(cells: Sequence[Published], system: str | None, resolution: int) -> str:
-    """"1.80 at 512 px"; all values where sources differ; "not traced" for an empty slot; "" where there is no slot."""
+    """E.g. "1.80 at 512 px"; all values where sources differ; "not traced" for an empty slot; "" where there is no slot."""
     found = find(cells, system, resolution, "fid") if system else []
     numbers = list(dict.fromkeys(c.value for c in found if c.value))
     return f"{' or '.join(numbers) or 'not traced'} at {resolution} px" if found else ""
 
 
 def _about(cell: Cell) -> list[str]:
-    ranges = "one range of sample indices, so no standard error" if cell.blocks == 1 else (
-        f"{cell.blocks} disjoint ranges of sample indices, ± standard error"
+    ranges = (
+        "one range of sample indices, so no standard error"
+        if cell.blocks == 1
+        else (f"{cell.blocks} disjoint ranges of sample indices, ± standard error")
     )
     return [
         f"N = {cell.n:,}, {ranges}. FD: Fréchet distance in the features of this project's own network, never to be compared "
         "with FID. FD/floor: in units of the FD of real images at that resolution."
     ]
+
+
+def _lost(lines: Sequence[Line]) -> list[str]:
+    """A note for each reason why rows were not made."""
+    reasons: dict[str, list[str]] = {}
+    for line in lines:
+        if not line.made:
+            reasons.setdefault(line.any.status, []).append(f"{line.label} at {line.resolution} px")
+    return [f"{status} ({', '.join(rows)})" for status, rows in reasons.items()]
 
 
 def _lines(group: Sequence[Cell], published: Mapping[str, str], verdicts: Sequence[Verdict]) -> list[Line]:
@@ -171,7 +182,7 @@ def _best(group: Sequence[Cell]) -> set[tuple[str, str]]:
 
 
 def _columns(lines: Sequence[Line]) -> list[Column]:
-    present = [m for m in HEADS if any(m in line.cells for line in lines)]
+    present = [m for m in HEADS if m == DISTANCE or any(m in line.cells for line in lines)]
     costs: list[tuple[str, Callable[[Cell], str]]] = [
         ("NFE ↓", lambda cell: number(cell.nfe)),
         ("Images/s ↑", lambda cell: number(cell.images_per_second)),

@@ -41,6 +41,7 @@ class Scale(Config):
     grow: tuple[dict[str, Any], ...]
     edm: dict[str, Any]
     points: int = 18  # of the Heun sampler; it evaluates the network 2 points - 1 times
+    points_top: int | None = None  # of the multi-step row at the top, where it differs
     score: Sampling
     full: Sampling
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)  # values of methods from other packages, by method

@@ -213,14 +213,13 @@ def _assign(values: dict[str, Any], text: str, name: str) -> None:
         raise UserError(f"--set {text}: '{raw}' is not a YAML value") from None
     *parents, last = path.strip().split(".")
     settable = [key for key in Scale.model_fields if key != "name"]
-    if not parents and last not in settable:
-        raise UserError(f"--set {text}: unknown key '{last}'{nearest(last, settable)}")
+    if (section := [*parents, last][0]) not in settable:
+        raise UserError(f"--set {text}: unknown key '{section}'{nearest(section, settable)}")
     node: Any = values
     for part in parents:
         node = _child(node, part, text, name)
     if isinstance(node, list):
-        _child(node, last, text, name)
-        node[int(last)] = value
+        node[_index(node, last, text, name)] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
@@ -228,9 +227,16 @@ def _assign(values: dict[str, Any], text: str, name: str) -> None:
 
 
 def _child(node: Any, part: str, text: str, name: str) -> Any:
-    if isinstance(node, dict) and part in node:
-        return node[part]
-    if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
-        return node[int(part)]
-    known = list(node) if isinstance(node, dict) else [str(i) for i in range(len(node))] if isinstance(node, list) else []
-    raise UserError(f"--set {text}: scale '{name}' has no '{part}' there{nearest(part, known)}")
+    """What `part` names in a group, a new group if there is none yet: the recipe knows whether it may be there."""
+    if isinstance(node, dict):
+        return node.setdefault(part, {})
+    if isinstance(node, list):
+        return node[_index(node, part, text, name)]
+    raise UserError(f"--set {text}: there is nothing below a single value of scale '{name}' for '{part}' to name")
+
+
+def _index(node: list[Any], part: str, text: str, name: str) -> int:
+    known = [str(i) for i in range(len(node))]
+    if part not in known:
+        raise UserError(f"--set {text}: scale '{name}' has no '{part}' there{nearest(part, known)}")
+    return int(part)

@@ -1,8 +1,8 @@
 """Training of the feature network (stage `features`): classes, attributes, and what is missing from an image.
 
 A classifier alone is blind to detail that the class does not need. So the network must also say which octaves of detail an
-image holds - the images come at all resolutions - and, on the embedded data, of which kind the detail of each octave is (in half
-of the images the detail is drawn at random, so that it cannot be guessed from the shape), the colours and the place.
+image holds - the images come at all resolutions - and, on the embedded data, of which kind the detail of each octave is,
+the colours and the place. In half of the images the detail is drawn at random, so that the shape does not betray it.
 """
 
 from __future__ import annotations
@@ -156,5 +156,3 @@ def _image_batch(data: Any, numbers: NDArray[np.int64], index: int, rng: np.rand
         images = box_down(images, size)
     labels = torch.from_numpy(data.labels(numbers, "train"))
     return Batch(to_network(images), labels, torch.full((len(images),), SIZES.index(size)))
-
-
