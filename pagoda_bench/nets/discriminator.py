@@ -38,7 +38,7 @@ class _Head(nn.Module):
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        self.conv = spectral_norm(nn.Conv2d(width, width, 4, stride=2, padding=1))
+        self.conv = spectral_norm(nn.Conv2d(width, width, 3, stride=2, padding=1))
         self.logit = spectral_norm(nn.Conv2d(width, 1, 1))
         self.embed = spectral_norm(nn.Embedding(classes, width))
 

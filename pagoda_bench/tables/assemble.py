@@ -19,7 +19,7 @@ from pagoda_bench.artifacts.store import Artifact
 from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.protocol import Protocol
 from pagoda_bench.recipes.base import Recipe
-from pagoda_bench.recipes.stages import EDM, Reference, Score
+from pagoda_bench.recipes.stages import EDM, FeatureNet, Reference, Score
 from pagoda_bench.tables.cells import DIRECTIONS, DISTANCE, LOWER, OVER_FLOOR, Cell
 from pagoda_bench.tables.render import REAL
 from pagoda_bench.tables.spec import Row, Table
@@ -133,7 +133,8 @@ def _over(value: float | None, floor: float) -> float | None:
 
 
 def trained_from(score: Score) -> list[Recipe]:
-    """Every stage that the scored generator comes from. The model whose work an EDM matches is not one of them."""
+    """Every stage that the scored generator comes from, less the feature network, which judges all rows alike (as networks
+    trained on ImageNet do in the paper). The model whose work an EDM matches is not one of them."""
     found: dict[str, Recipe] = {}
 
     def visit(recipe: Recipe) -> None:
@@ -141,18 +142,18 @@ def trained_from(score: Score) -> list[Recipe]:
             found[recipe.key] = recipe
             matched = recipe.match.key if isinstance(recipe, EDM) and recipe.match is not None else None
             for parent in recipe.inputs():
-                if parent.key != matched:
+                if parent.key != matched and not isinstance(parent, FeatureNet):
                     visit(parent)
 
     for parent in score.inputs():
-        if not isinstance(parent, Reference) and parent.key != score.reference.features.key:
+        if not isinstance(parent, Reference | FeatureNet):
             visit(parent)
     return list(found.values())
 
 
 def training_flops(score: Score, artifact: Artifact) -> float | None:
-    """Floating-point operations of training the scored generator and all it comes from, each stage once; 0 for real images,
-    None when a stage recorded none. Read from the score's provenance, which carries them."""
+    """Floating-point operations of training all of `trained_from`, each stage once; 0 for real images, None when a stage
+    recorded none. Read from the score's provenance, which carries them."""
     recorded = artifact.provenance.get(UPSTREAM_FLOPS, {})
     work = [recorded.get(f"{recipe.kind}/{recipe.key}") for recipe in trained_from(score)]
     return None if None in work else float(sum(work))

@@ -46,7 +46,7 @@ class Cell:
     nfe: float | None = None  # network evaluations an image, counted while sampling
     images_per_second: float | None = None
     parameters: int | None = None
-    training_flops: float | None = None  # of the generator and everything it was trained from
+    training_flops: float | None = None  # of the generator and all it was trained from, less the feature network
     status: str = MEASURED
     weights: str = ""  # digest of the weights that made the samples; blank for real images
     protocol: Mapping[str, Any] = field(default_factory=dict)

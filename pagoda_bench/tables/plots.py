@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pagoda_bench.tables.cells import DISTANCE, Cell, values
-from pagoda_bench.tables.render import REAL, number
+from pagoda_bench.tables.render import REAL
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -138,7 +138,7 @@ def distance_by_work(cells: Sequence[Cell]) -> Figure | None:
         axes.xaxis.set_major_locator(FixedLocator(_ticks(*axes.get_xlim())))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(_power))
-        axes.set_xlabel("Training work with everything upstream (floating-point operations)")
+        axes.set_xlabel("Training work, upstream stages included (floating-point operations)")
         axes.set_ylabel(f"Fréchet distance, N = {_n(cells):,}")
         labels = []
         for method in methods:
@@ -278,7 +278,7 @@ def _longest_first(rows: Sequence[list[Cell]]) -> list[list[Cell]]:
 
 def evaluations(cell: Cell) -> str:
     """E.g. "35 evaluations", from the counted ones; "" for real images."""
-    return "" if cell.system == REAL or not cell.nfe else f"{number(cell.nfe)} evaluation{'s' if cell.nfe != 1 else ''}"
+    return "" if cell.system == REAL or not cell.nfe else f"{cell.nfe:g} evaluation{'s' if cell.nfe != 1 else ''}"
 
 
 def _n(cells: Sequence[Cell]) -> int:

@@ -114,7 +114,8 @@ def _about(cell: Cell) -> list[str]:
     )
     return [
         f"N = {cell.n:,}, {ranges}. FD: Fréchet distance in the features of this project's own network, never to be compared "
-        "with FID. FD/floor: in units of the FD of real images at that resolution."
+        "with FID. FD/floor: in units of the FD of real images at that resolution. Training FLOP: counted, upstream stages "
+        "included, less the feature network that judges all rows."
     ]
 
 
@@ -184,7 +185,7 @@ def _best(group: Sequence[Cell]) -> set[tuple[str, str]]:
 def _columns(lines: Sequence[Line]) -> list[Column]:
     present = [m for m in HEADS if m == DISTANCE or any(m in line.cells for line in lines)]
     costs: list[tuple[str, Callable[[Cell], str]]] = [
-        ("NFE ↓", lambda cell: number(cell.nfe)),
+        ("NFE ↓", lambda cell: "–" if cell.nfe is None else f"{cell.nfe:.4g}"),
         ("Images/s ↑", lambda cell: number(cell.images_per_second)),
         ("Parameters", lambda cell: count(cell.parameters)),
         ("Training FLOP ↓", lambda cell: count(cell.training_flops)),
@@ -223,7 +224,7 @@ def number(value: float | None) -> str:
     """Three significant digits, at most four decimals, no exponent; whole numbers of 10 and above in full: 0.0812, 35, 1520."""
     if value is None:
         return "–"
-    if value == int(value) and (abs(value) >= 10 or value == 1):
+    if value == int(value) and abs(value) >= 10:
         return str(int(value))
     places = 2 - math.floor(math.log10(abs(value))) if value else 2
     return f"{value:.{min(max(places, 0), 4)}f}"

@@ -7,6 +7,7 @@ itself changes - weights, optimisers, averages - and the step's number.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ from pagoda_bench.artifacts.checkpoint import save_atomic
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.stages import TrainConfig
 
-CHECKPOINT_SECONDS = 20.0
+CHECKPOINT_SECONDS = float(os.environ.get("PAGODA_BENCH_CHECKPOINT_SECONDS", "20"))
+"""At most this much training is lost when a process is killed."""
 
 
 class Context(Protocol):
