@@ -83,7 +83,7 @@ def test_latents_are_the_teachers_own_noise(store: Store) -> None:
     z = np.load(artifact.path / "latents.npy")
     assert z.shape == (300, 3, 8, 8)
     assert z.dtype == np.float16
-    assert 0.3 * SIGMA_MAX < z.astype(np.float32).std() < 3 * SIGMA_MAX
+    assert 0.1 * SIGMA_MAX < z.astype(np.float32).std() < 3 * SIGMA_MAX
 
 
 def test_the_direct_row_costs_what_the_chain_costs(store: Store) -> None:
