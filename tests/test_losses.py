@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,9 +11,7 @@ from pagoda_bench.nets import augment
 from pagoda_bench.nets.discriminator import ProjectedDiscriminator, hinge_discriminator
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.losses import accumulate, adaptive_weight, feature_distance, last_layer
-from tests.test_unet import TINY, fill
-
-OFFICIAL = Path(__file__).parent / "fixtures" / "official"
+from tests.official import OFFICIAL, TINY, fill
 
 
 def read(name: str) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ import pytest
 from toy_stages import Toy, ToySum, ToyTrain, interrupt, make
 
 from pagoda_bench.artifacts import provenance
-from pagoda_bench.artifacts.checkpoint import save_atomic, write_json
+from pagoda_bench.artifacts.checkpoint import write_json
 from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.artifacts.digests import damage
 from pagoda_bench.artifacts.gc import garbage, remove
@@ -267,89 +266,6 @@ def test_a_session_makes_anew_once_and_replaces(store: Store) -> None:
 
 
 # Disks
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_one_line_and_keeps_the_work(store: Store, number: int) -> None:
-    def run() -> None:
-        with store.making(Toy()) as context:
-            save_atomic(context.work / "checkpoint", lambda path: path.write_text("kept"))
-            raise OSError(number, os.strerror(number), "somewhere")
-
-    with pytest.raises(UserError, match="artifacts gc") as caught:
-        run()
-    assert str(store.root) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert store.half_made(Toy())
-    make(Toy(seed=1), store)
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_the_systems_own_full_device(store: Store) -> None:
-    def run() -> None:
-        with store.making(Toy()) as context:
-            with open("/dev/full", "w") as file:
-                file.write("x" * 100_000)
-            (context.out / "x").write_text("x")
-
-    with pytest.raises(UserError, match="is full while making"):
-        run()
-
-
-def test_a_full_disk_in_a_librarys_words(store: Store) -> None:
-    def run() -> None:
-        with store.making(Toy()):
-            raise RuntimeError("I/O error: No space left on device (os error 28)")
-
-    with pytest.raises(UserError, match="is full"):
-        run()
-
-
-def test_a_full_disk_while_publishing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pagoda_bench.artifacts import store as module
-
-    def full(path: Path, value: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    def run() -> None:
-        with store.making(Toy()) as context:
-            (context.out / "state.txt").write_text("x")
-            monkeypatch.setattr(module, "write_json", full)
-
-    with pytest.raises(UserError, match="is full"):
-        run()
-    monkeypatch.undo()
-    assert store.find(Toy()) is None
-    assert make(Toy(), store) is not None
-
-
-def test_a_store_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="cannot write to the artifact store"):
-        make(Toy(), Store(tmp_path / "file" / "store"))
-
-
-def test_a_stages_own_error_stays_what_it_is(store: Store) -> None:
-    with pytest.raises(FileNotFoundError), store.making(Toy()) as context:
-        (context.work / "absent").read_text()
-
-
-def test_save_atomic_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.npy"
-    save_atomic(path, lambda p: p.write_text("old"))
-
-    def fail(temporary: Path) -> None:
-        assert temporary.suffix == ".npy"
-        temporary.write_text("half")
-        raise ValueError("half way")
-
-    with pytest.raises(ValueError, match="half way"):
-        save_atomic(path, fail)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.npy"]
-
-
-# Clearing up
 
 
 def test_gc_takes_what_is_dead_and_spares_the_rest(store: Store) -> None:
