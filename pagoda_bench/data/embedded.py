@@ -92,8 +92,12 @@ def render(a: Attributes, resolution: int) -> NDArray[np.uint8]:
         rows = np.flatnonzero(shapes == shape)
         for start in range(0, len(rows), step):
             chunk = rows[start : start + step]
-            out[chunk] = _render(Attributes(*(v[chunk] for v in a)), resolution, shape)
+            out[chunk] = _render(_select(a, chunk), resolution, shape)
     return out
+
+
+def _select(a: Attributes, rows: NDArray[np.int64]) -> Attributes:
+    return Attributes(**{name: value[rows] for name, value in a._asdict().items()})
 
 
 def captions(a: Attributes) -> list[str]:

@@ -34,19 +34,24 @@ class ProjectedDiscriminator(nn.Module):
 
 
 class _Head(nn.Module):
-    """A strided convolution, then one logit a place: what the place shows, plus how well it goes with the class."""
+    """A strided convolution, then one logit a place: what the place shows, plus how well it goes with the class.
+
+    The convolution is normalised (spectral norm, then batch norm over the images of the call: reals and fakes apart, as in
+    the official code); the last layers are free, or no logit could reach the hinge's margin.
+    """
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.conv = spectral_norm(nn.Conv2d(width, width, 3, stride=2, padding=1))
-        self.logit = spectral_norm(nn.Conv2d(width, 1, 1))
-        self.embed = spectral_norm(nn.Embedding(classes, width))
+        self.norm = nn.BatchNorm2d(width)
+        self.logit = nn.Conv2d(width, 1, 1)
+        self.embed = nn.Embedding(classes, width)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        h = F.leaky_relu(self.conv(x), 0.2)
-        places = self.logit(h) + (h * self.embed(labels)[:, :, None, None]).sum(1, keepdim=True)
+        h = F.leaky_relu(self.norm(self.conv(x)), 0.2)
+        match = (h * self.embed(labels)[:, :, None, None]).sum(1, keepdim=True) * h.shape[1] ** -0.5
         # Every scale weighs the same, however many places it has: at most 4x4 of them.
-        return F.adaptive_avg_pool2d(places, min(4, places.shape[-1])).flatten(1)
+        return F.adaptive_avg_pool2d(self.logit(h) + match, min(4, x.shape[-1] // 2 or 1)).flatten(1)
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:

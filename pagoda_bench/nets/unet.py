@@ -68,9 +68,7 @@ class UNet(nn.Module):
                 self.input_blocks.append(Stack(residual(width, width, resample="down")))
                 skips.append(width)
 
-        self.middle_block = Stack(
-            residual(width, width), Attention(width, config.head_channels, group), residual(width, width)
-        )
+        self.middle_block = Stack(residual(width, width), Attention(width, config.head_channels, group), residual(width, width))
 
         self.output_blocks = nn.ModuleList()
         for level, w in reversed(list(enumerate(decoder[grown:]))):

@@ -37,7 +37,7 @@ def fit(recipe: Distill | Grow, net: UNet, generate: Callable[[Tensor, Tensor], 
     judge = judge.to(memory_format=torch.channels_last)
     mine = [p for p in net.parameters() if p.requires_grad]
     theirs = [p for p in judge.parameters() if p.requires_grad]
-    optimizers = {
+    optimizers: dict[str, torch.optim.Optimizer] = {
         "generator": torch.optim.Adam(mine, lr=recipe.train.lr, betas=recipe.train.betas),
         "discriminator": torch.optim.Adam(theirs, lr=recipe.loss.lr_discriminator, betas=(0.0, 0.99)),
     }
@@ -81,7 +81,7 @@ def fit(recipe: Distill | Grow, net: UNet, generate: Callable[[Tensor, Tensor], 
             seen, target = rebuilt, x
         with torch.no_grad():
             target_maps = features.maps(target)
-        l_rec = feature_distance(features.maps(seen), target_maps).mean() + loss.pixel * (rebuilt - x).abs().mean()
+        l_rec = feature_distance(features.maps(seen), target_maps, loss.eps).mean() + loss.pixel * (rebuilt - x).abs().mean()
 
         fake_maps = eyes(fake)
         l_adv = -judge(fake_maps, real_labels).mean()

@@ -34,7 +34,7 @@ def adaptive_weight(rec: Tensor, adv: Tensor) -> Tensor:
 def last_layer(net: nn.Module) -> nn.Parameter:
     """The weight at which the official code compares gradients: the second convolution of the first residual block in the last
     output block."""
-    block = net.output_blocks[-1][0]  # type: ignore[index, union-attr]
+    block = net.output_blocks[-1][0]  # type: ignore[index]
     weight = block.out_layers[3].weight  # type: ignore[union-attr]
     assert isinstance(weight, nn.Parameter)
     return weight

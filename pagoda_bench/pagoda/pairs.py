@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from pagoda_bench.artifacts.checkpoint import save_atomic
 from pagoda_bench.data import open_dataset
 from pagoda_bench.diffusion.edm import denoise, karras_grid
 from pagoda_bench.diffusion.solvers import invert
+from pagoda_bench.errors import UserError
 from pagoda_bench.nets.features import to_network
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.generate import load
@@ -30,7 +33,7 @@ def run(recipe: Pairs, ctx: Any) -> None:
     grid = karras_grid(recipe.points)
     size = data.size("train")
     if size is not None and recipe.count > size:
-        raise ValueError(f"pairs: {recipe.count} asked for, the data hold {size} training images")
+        raise UserError(f"pairs: {recipe.count} asked for, the data hold {size} training images: lower pairs.count")
     starts = range(0, recipe.count, CHUNK)
     turns = (False, True) if recipe.flip else (False,)
     total, flops, latents = len(starts) * len(turns), 0.0, []
@@ -42,7 +45,7 @@ def run(recipe: Pairs, ctx: Any) -> None:
                 image = to_network(data.images(numbers, resolution, "train"))
                 labels = torch.from_numpy(data.labels(numbers, "train"))
                 z = _latents(net, image.flip(3) if mirrored else image, labels, grid, recipe).numpy()
-                save_atomic(path, lambda temporary, z=z: _save(temporary, z))
+                save_atomic(path, partial(_save, z))
             latents.append(np.load(path))
             ctx.progress(len(latents), total)
     z = np.concatenate(latents)
@@ -61,6 +64,6 @@ def _latents(net: UNet, image: Tensor, labels: Tensor, grid: np.ndarray, recipe:
     return z.half().contiguous()
 
 
-def _save(path: Any, array: np.ndarray) -> None:
+def _save(array: np.ndarray, path: Path) -> None:
     with open(path, "wb") as file:
         np.save(file, array)

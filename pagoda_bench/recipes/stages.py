@@ -102,6 +102,7 @@ class LossConfig(Config):
     adaptive: bool = True
     lr_discriminator: float = 1e-3
     augment: bool = True
+    eps: float = 1e-10  # added to the length of a feature vector before it is normalised; 1e-10 as published
 
 
 class Distill(Recipe, kind="distill"):
