@@ -14,7 +14,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install table1 full retrain cifar10 test test-slow lint format clean
+.PHONY: help install table1 full retrain cifar10 test test-slow test-slurm slurm-demo lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/^([a-z0-9-]+):.*## */\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,6 +40,15 @@ test: $(STAMP)  ## all tests that take seconds
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m "slow and not gpu and not slurm" $(ARGS)
+
+test-slurm: $(STAMP)  ## the tests on a private SLURM (needs root, slurm-wlm, munge; skipped otherwise)
+	@$(BIN)/python -m pytest -m slurm -p no:xdist -rs $(ARGS)
+
+slurm-demo: $(STAMP)  ## a private SLURM up, the smoke table through it, the cluster down (root, slurm-wlm, munge)
+	@$(BIN)/python tests/slurm/private_cluster.py bash -c 'set -e; d=$$(mktemp -d); trap "rm -rf $$d" EXIT; \
+	  export PAGODA_BENCH_STORE=$$d/store PATH="$(CURDIR)/$(BIN):$$PATH"; sinfo; \
+	  pagoda-bench reproduce table1 --scale smoke --executor slurm --cluster tests/slurm/demo.toml; \
+	  pagoda-bench status --wait --every 2 --tasks; pagoda-bench collect --out $$d/out'
 
 lint: $(STAMP)  ## ruff, its formatter (check only) and mypy
 	@$(BIN)/ruff check .

@@ -16,7 +16,19 @@ from pagoda_bench.errors import UserError
 # verb: (module:command, one line of help)
 VERBS = {
     "reproduce": ("pagoda_bench.cli.reproduce:reproduce", "Make a table of the paper: train or reuse, sample, score, compare."),
+    "sweep": ("pagoda_bench.cli.sweep:sweep", "Make a table at every point of a grid, here or on a cluster."),
+    "status": ("pagoda_bench.cli.status:status", "Show how a sweep stands."),
+    "logs": ("pagoda_bench.cli.status:logs", "Show what the stages of a sweep printed."),
+    "collect": ("pagoda_bench.cli.status:collect", "Write the table that a sweep was submitted for, as far as it is made."),
+    "cancel": ("pagoda_bench.cli.jobs:cancel", "Cancel a sweep, or a stage with what depends on it."),
+    "resume": ("pagoda_bench.cli.jobs:resume", "Submit again what a sweep lacks."),
+    "cluster": ("pagoda_bench.cli.cluster:cluster", "Look at a cluster before a day is spent on it."),
     "artifacts": ("pagoda_bench.cli.artifacts:artifacts", "List, show, verify, copy and clear what is in the store."),
+    "import": ("pagoda_bench.cli.import_weights:import_weights", "Take over released weights from a checkpoint file."),
+    "sample": ("pagoda_bench.cli.sample:sample", "Write images of a generator to a folder or a file."),
+    "evaluate": ("pagoda_bench.cli.evaluate:evaluate", "Measure a set of images: every metric in one pass, with its protocol."),
+    "stats": ("pagoda_bench.cli.stats:stats", "Make reference statistics of real images."),
+    "compare": ("pagoda_bench.cli.compare:compare", "Compare two sets of scores, or say why they cannot be."),
     "run-stage": ("pagoda_bench.cli.run_stage:run_stage", "Make one artifact from its JSON recipe."),
 }
 

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pagoda_bench.cli.common import data_option, data_places, open_store, store_option
+from pagoda_bench.cli.launch import Launch, launch, launch_options
+from pagoda_bench.cli.launch import dry_run as show_plan
 from pagoda_bench.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from pagoda_bench.plan.dag import Plan
+    from pagoda_bench.plan.inline import Outcome
     from pagoda_bench.recipes.data import DataConfig
     from pagoda_bench.tables.spec import Table, TableSpec
 
-EXECUTORS = ("inline",)
 WIDE = 200  # columns when the output is no terminal
 
 
@@ -42,7 +43,7 @@ Examples:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where the tables go [default: results].")
 @click.option("--publish", is_flag=True, help="Let them replace the committed results of this checkout.")
 @store_option
-@click.option("--executor", default="inline", show_default=True, metavar="NAME", help="What runs the stages: inline.")
+@launch_options
 def reproduce(
     table: str,
     scale_name: str | None,
@@ -55,6 +56,8 @@ def reproduce(
     publish: bool,
     store_path: Path | None,
     executor: str,
+    jobs: int | None,
+    cluster: str | None,
 ) -> int:
     """Make TABLE: train what is not there, sample, score, and set the numbers beside the committed and the published ones.
 
@@ -63,23 +66,25 @@ def reproduce(
     """
     from pagoda_bench import resources
     from pagoda_bench.plan.dag import Plan
+    from pagoda_bench.plan.tree import summary
 
-    if executor not in EXECUTORS:
-        raise UserError(f"unknown executor '{executor}'{nearest(executor, EXECUTORS)}")
+    asked = {"table": table, "scale": scale_name, "full": full, "sets": list(sets)}
+    how = Launch(executor, jobs, cluster, about=asked)
+    how.check()
     places = data_places(data_paths)
-    built = _table(_spec(table), scale_name, full, sets, places)
+    built = table_of(read_table(table), scale_name, full, sets, places)
     plan = Plan(built.scores, open_store(store_path), retrain=retrain)
     if dry_run:
-        from rich.console import Console
-
-        from pagoda_bench.plan.tree import render_tree
-
-        Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(render_tree(plan))
+        show_plan(plan, how)
         return 0
-    return _run(built, plan, places, _out(out, resources.folder("results"), publish))
+    target = choose_out(out, resources.folder("results"), publish) if executor != "slurm" or not plan.to_make else None
+    if plan.to_make:
+        click.echo(summary(plan), err=True)
+    outcome = launch(plan, places, how, f"{table}-{built.scale.name}")
+    return 0 if outcome is None or target is None else show(built, outcome, target)
 
 
-def _spec(name: str) -> TableSpec:
+def read_table(name: str) -> TableSpec:
     from pagoda_bench import resources
     from pagoda_bench.tables.spec import read
 
@@ -90,7 +95,7 @@ def _spec(name: str) -> TableSpec:
     return read(folder / f"{name}.yaml")
 
 
-def _table(spec: TableSpec, scale_name: str | None, full: bool, sets: tuple[str, ...], places: Mapping[str, Path]) -> Table:
+def table_of(spec: TableSpec, scale_name: str | None, full: bool, sets: tuple[str, ...], places: Mapping[str, Path]) -> Table:
     from pagoda_bench.tables.spec import build, load_scale, needs_data
 
     name = scale_name or spec.default_scale
@@ -108,7 +113,7 @@ def _table(spec: TableSpec, scale_name: str | None, full: bool, sets: tuple[str,
     return build(spec, scale, full=full, changed=bool(sets))
 
 
-def _out(chosen: Path | None, committed: Path, publish: bool) -> Path:
+def choose_out(chosen: Path | None, committed: Path, publish: bool) -> Path:
     """Where to write. The committed results are what verdicts compare with, so only --publish writes over them."""
     out = chosen or Path("results")
     if out.resolve() == committed.resolve() and not publish:
@@ -119,23 +124,19 @@ def _out(chosen: Path | None, committed: Path, publish: bool) -> Path:
     return out
 
 
-def _run(table: Table, plan: Plan, places: Mapping[str, Path], out: Path) -> int:
+def show(table: Table, outcome: Outcome, out: Path) -> int:
+    """Prints and writes what there is of a table; 1 when a row could not be made."""
     from rich.console import Console
 
     from pagoda_bench import resources
-    from pagoda_bench.plan.inline import run_plan
-    from pagoda_bench.plan.tree import summary
     from pagoda_bench.tables.assemble import assemble
     from pagoda_bench.tables.report import committed, report, write
     from pagoda_bench.tables.terminal import terminal
 
-    if plan.to_make:
-        click.echo(summary(plan), err=True)
-    outcome = run_plan(plan, data=places, keep_going=True)
     cells = assemble(table, outcome.artifacts, outcome.failures)
     known = committed(table, resources.folder("results"))
     found = report(table, cells, outcome.artifacts, known=known, paper_tables=resources.folder("paper_tables"))
-    written = write(found, out, ["pagoda-bench", *sys.argv[1:]])
+    written = write(found, out, ["pagoda-bench", *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])])
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
     for sheet in found.sheets:
         console.print(terminal(sheet, console.width))

@@ -9,77 +9,27 @@ F2^T F2 = S2, the last trace is the sum of the singular values of F1 F2^T, real 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigvalsh
+from scipy.linalg.lapack import dpotrf, dsygst
 
 from pagoda_bench.metrics.checks import check_features, check_same_dimensions
+from pagoda_bench.metrics.moments import Moments, moments
+
+__all__ = ["Gaussian", "Moments", "frechet_distance", "frechet_from_features", "moments"]
 
 Array = NDArray[np.float64]
-
-
-class Moments:
-    """Count, mean and scatter of features that arrive in batches, in float64.
-
-    Updates are those of Chan et al. (1983): they keep deviations from the running mean, so nothing cancels when the mean is
-    large. Parts that were gathered apart merge to what one pass gives, to rounding.
-    """
-
-    def __init__(self, dimensions: int) -> None:
-        self.n = 0
-        self.mean: Array = np.zeros(dimensions)
-        self.scatter: Array = np.zeros((dimensions, dimensions))  # sum of (x - mean)(x - mean)^T
-
-    def add(self, features: NDArray[np.floating]) -> None:
-        """Takes in (N, d) features, N >= 1. Raises `UserError` when they are not finite or of another dimension."""
-        check_features(features, "moments", at_least=1)
-        check_same_dimensions(features, self.mean, "moments")
-        x = features.astype(np.float64)
-        mean = x.mean(axis=0)
-        x -= mean
-        self._merge(len(x), mean, x.T @ x)
-
-    def merge(self, other: Moments) -> None:
-        """Takes in what another worker gathered."""
-        check_same_dimensions(other.mean, self.mean, "moments")
-        self._merge(other.n, other.mean, other.scatter)
-
-    @property
-    def covariance(self) -> Array:
-        """(d, d), with n - 1 in the denominator. Needs n >= 2."""
-        if self.n < 2:
-            raise ValueError(f"a covariance needs at least 2 images, not {self.n}")
-        return self.scatter / (self.n - 1)
-
-    def _merge(self, n: int, mean: Array, scatter: Array) -> None:
-        if not n:
-            return
-        total, delta = self.n + n, mean - self.mean
-        self.scatter = self.scatter + scatter + np.outer(delta, delta) * (self.n * n / total)
-        self.mean = self.mean + delta * (n / total)
-        self.n = total
-
-
-def moments(batches: Iterable[NDArray[np.floating]], dimensions: int) -> Moments:
-    """The moments of all batches."""
-    found = Moments(dimensions)
-    for batch in batches:
-        found.add(batch)
-    return found
+SMALLEST_PIVOT = 1e-12  # of a Cholesky factor, squared and relative: below it, a matrix counts as singular
 
 
 def frechet_distance(m1: Array, s1: Array, m2: Array, s2: Array) -> float:
-    """From means (d,) and covariances (d, d). One `eigh` and one `eigvalsh`: with S1 = V L V^T and R = L^(1/2) V^T, the
-    eigenvalues of R S2 R^T are those of S1 S2. Covariances of lower rank are fine."""
-    m1, s1, m2, s2 = (np.asarray(value, np.float64) for value in (m1, s1, m2, s2))
-    check_same_dimensions(m1, m2, "frechet distance")
-    values, vectors = np.linalg.eigh(s1)
-    root = np.sqrt(_without_rounding(values))[:, None] * vectors.T
-    middle = root @ s2 @ root.T
-    eigenvalues = np.linalg.eigvalsh((middle + middle.T) / 2)
-    cross = float(np.sqrt(_without_rounding(eigenvalues)).sum())
-    return _distance(m1, m2, float(np.trace(s1)), float(np.trace(s2)), cross)
+    """From means (d,) and covariances (d, d); covariances of lower rank are fine.
+
+    The eigenvalues of S1 S2 are those of F S2 F^T for any F^T F = S1. Where S1 or S2 has full rank, F is its Cholesky factor;
+    otherwise `eigh` gives F = L^(1/2) V^T of S1 = V L V^T.
+    """
+    return Gaussian(m1, s1).distance(m2, s2)
 
 
 def frechet_from_features(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
@@ -94,12 +44,62 @@ def frechet_from_features(a: NDArray[np.floating], b: NDArray[np.floating]) -> f
     if max(len(a), len(b)) > a.shape[1]:
         first, second = moments([a], a.shape[1]), moments([b], b.shape[1])
         return frechet_distance(first.mean, first.covariance, second.mean, second.covariance)
-    (m1, f1), (m2, f2) = _factor(a), _factor(b)
+    (m1, f1), (m2, f2) = _centred(a), _centred(b)
     cross = float(np.linalg.svd(f1 @ f2.T, compute_uv=False).sum())
     return _distance(m1, m2, float((f1**2).sum()), float((f2**2).sum()), cross)
 
 
-def _factor(features: NDArray[np.floating]) -> tuple[Array, Array]:
+class Gaussian:
+    """One side of many distances, such as a reference: what depends on it alone is computed once."""
+
+    def __init__(self, mean: Array, covariance: Array) -> None:
+        """`mean` (d,), `covariance` (d, d), symmetric and positive semi-definite up to rounding."""
+        self.mean = np.asarray(mean, np.float64)
+        self.covariance = np.asarray(covariance, np.float64)
+        self._cholesky = _cholesky(self.covariance)
+        self._root: Array | None = None
+
+    def distance(self, mean: Array, covariance: Array) -> float:
+        """The squared Frechet distance to the Gaussian of `mean` (d,) and `covariance` (d, d)."""
+        m, s = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
+        check_same_dimensions(self.mean, m, "frechet distance")
+        return _distance(self.mean, m, float(np.trace(self.covariance)), float(np.trace(s)), self._cross(s))
+
+    def _cross(self, other: Array) -> float:
+        """tr (S1 S2)^(1/2)."""
+        if self._cholesky is not None:
+            return _trace_of_root(_congruent(self._cholesky, other))
+        if self._root is None and (factor := _cholesky(other)) is not None:
+            return _trace_of_root(_congruent(factor, self.covariance))
+        if self._root is None:
+            values, vectors = np.linalg.eigh(self.covariance)
+            self._root = np.sqrt(_without_rounding(values))[:, None] * vectors.T
+        middle = self._root @ other @ self._root.T
+        return _trace_of_root((middle + middle.T) / 2)
+
+
+def _cholesky(s: Array) -> Array | None:
+    """Lower L with L L^T = `s`; None where `s` is singular to rounding, so that L would be noise in some directions."""
+    factor, failed = dpotrf(s, lower=1, clean=1)
+    if failed:
+        return None
+    pivots = np.diagonal(factor) ** 2
+    return factor if pivots.min() > SMALLEST_PIVOT * pivots.max() else None
+
+
+def _congruent(lower: Array, s: Array) -> Array:
+    """L^T S L, of which only the lower triangle counts: half the work of two products."""
+    middle, _ = dsygst(s, lower, itype=2, lower=1)
+    return middle
+
+
+def _trace_of_root(middle: Array) -> float:
+    """The sum of the roots of the eigenvalues of a symmetric matrix whose lower triangle is given."""
+    eigenvalues = eigvalsh(middle, lower=True, overwrite_a=True, check_finite=False)
+    return float(np.sqrt(_without_rounding(eigenvalues)).sum())
+
+
+def _centred(features: NDArray[np.floating]) -> tuple[Array, Array]:
     x = features.astype(np.float64)
     mean = x.mean(axis=0)
     return mean, (x - mean) / np.sqrt(len(x) - 1)

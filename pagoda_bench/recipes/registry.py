@@ -17,7 +17,7 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Recipe
 
 GROUP = "pagoda_bench.methods"
-BUILT_IN = "pagoda_bench.recipes.stages"
+BUILT_IN = ("pagoda_bench.recipes.stages", "pagoda_bench.recipes.imported")
 # What a module of somebody else's may raise while it is imported.
 IMPORT_FAILURES = (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, OSError, RuntimeError)
 
@@ -31,7 +31,8 @@ def registered() -> list[EntryPoint]:
 def load_all() -> None:
     """Imports all modules that define recipes, once a process. A package that fails to import is named in one line on
     stderr and left out: only recipes of its own kinds are lost by that."""
-    importlib.import_module(BUILT_IN)
+    for module in BUILT_IN:
+        importlib.import_module(module)
     for entry in registered():
         try:
             importlib.import_module(entry.module)

@@ -1,0 +1,225 @@
+"""How a sweep stands: artifacts, events, the queue and the accounting laid over each other.
+
+An artifact that is there is done, whatever a scheduler says. Else a job in the queue waits or runs. Else the last event of
+the stage, then SLURM's word on the ended job, says why it failed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pagoda_bench.artifacts.digests import DIGESTS
+from pagoda_bench.artifacts.store import Artifact, Store
+from pagoda_bench.plan import slurm_query as slurm
+from pagoda_bench.plan.attempts import DONE, tail
+from pagoda_bench.plan.sweeps import Sweep, Task
+
+State = Literal["done", "running", "pending", "failed", "blocked", "not submitted"]
+STATES: tuple[State, ...] = ("done", "running", "pending", "failed", "blocked", "not submitted")
+# SLURM's words for the end of a job, in ours.
+ENDS = {
+    "OUT_OF_MEMORY": "out of memory",
+    "NODE_FAIL": "node failed",
+    "BOOT_FAIL": "node failed",
+    "TIMEOUT": "time limit",
+    "DEADLINE": "time limit",
+    "CANCELLED": "cancelled",
+    "PREEMPTED": "preempted",
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One stage of a sweep. `cause` and `line`: why it failed; of one that runs, `line` is the last line of its log, with
+    step, rate and time left. `seconds` it ran, all attempts together; `gpu_seconds` those times GPUs."""
+
+    key: str
+    kind: str
+    title: str
+    state: State
+    job: str = ""
+    node: str = ""
+    cause: str = ""
+    line: str = ""
+    attempts: int = 0
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A sweep at one moment. `answered`: which of SLURM's commands gave an answer."""
+
+    sweep: str
+    executor: str
+    tasks: tuple[Standing, ...]
+    answered: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        counted = Counter(task.state for task in self.tasks)
+        return {state: counted[state] for state in STATES}
+
+    @property
+    def over(self) -> bool:
+        """Nothing runs and nothing will by itself."""
+        return not (self.counts["running"] or self.counts["pending"])
+
+    @property
+    def gpu_hours(self) -> dict[str, float]:
+        """By kind of stage."""
+        total: dict[str, float] = {}
+        for task in self.tasks:
+            total[task.kind] = total.get(task.kind, 0.0) + task.gpu_seconds / 3600
+        return {kind: round(hours, 4) for kind, hours in sorted(total.items()) if hours}
+
+    def to_dict(self) -> dict[str, Any]:
+        tasks = [asdict(task) for task in self.tasks]
+        head = {"sweep": self.sweep, "executor": self.executor, "over": self.over, "answered": list(self.answered)}
+        return {**head, "counts": self.counts, "gpu_hours": self.gpu_hours, "tasks": tasks}
+
+
+def overview(sweep: Sweep, store: Store) -> Overview:
+    """One query to the scheduler, a second one to its accounting if a job is gone whose end nobody wrote down."""
+    about, borrowed = sweep.about, sweep.borrowed
+    jobs = {**{key: job for key, (job, _) in borrowed.items()}, **sweep.job_ids()}
+    done = {task.key for task in sweep.tasks.values() if made(task, store, about["session"]) is not None}
+    seen: dict[str, slurm.Seen] = {}
+    answered: list[str] = []
+    open_jobs = {key: job for key, job in jobs.items() if key not in done}
+    events = {key: sweep.events(key) for key in sweep.tasks}
+    if open_jobs:
+        queue = slurm.queue(",".join(sorted({about["user"], *(user for _, user in borrowed.values())})))
+        if queue is not None:
+            seen, answered = queue, ["squeue"]
+        lost = {job for key, job in open_jobs.items() if job not in seen and _last_end(events[key], job) is None}
+        old = slurm.accounting(sorted({job.partition("_")[0] for job in lost})) if lost else None
+        if old is not None:
+            seen, answered = {**old, **seen}, [*answered, "sacct"]
+    local = about["executor"] == "local" and _alive(about)
+    tasks: dict[str, Standing] = {}
+    for task in sweep.tasks.values():
+        standing = _standing(sweep, task, task.key in done, jobs.get(task.key, ""), seen, answered, events[task.key], local)
+        if standing.state in ("failed", "not submitted") and (standing.cause == "input missing" or not standing.attempts):
+            parents = [tasks[key] for key in task.needs if tasks[key].state in ("failed", "blocked")]
+            if parents:
+                word = f"needs {parents[0].kind}/{parents[0].key[:8]}, which failed"
+                standing = Standing(**{**asdict(standing), "state": "blocked", "cause": "input missing", "line": word})
+        tasks[task.key] = standing
+    found = Overview(sweep.name, about["executor"], tuple(tasks.values()), tuple(answered))
+    if found.tasks and found.counts["done"] == len(found.tasks) and not sweep.closed and os.access(sweep.folder, os.W_OK):
+        sweep.close()
+    return found
+
+
+def made(task: Task, store: Store, session: str | None) -> Path | None:
+    """The folder of a task's artifact; its contents are not read. With `session` only what that retraining made counts."""
+    local = store.root / task.kind / task.key
+    if (local / DIGESTS).is_file() and (session is None or Artifact(local).provenance.get("session") == session):
+        return local
+    for root in store.released if session is None else ():
+        if (root / task.kind / task.key / DIGESTS).is_file():
+            return root / task.kind / task.key
+    return None
+
+
+def _standing(
+    sweep: Sweep,
+    task: Task,
+    done: bool,
+    job: str,
+    seen: dict[str, slurm.Seen],
+    answered: Iterable[str],
+    events: list[dict[str, Any]],
+    local: bool,
+) -> Standing:
+    ends = [e for e in events if e["event"] == "end"]
+    starts = [e for e in events if e["event"] == "start"]
+    seconds, gpu_seconds = _used(events, still=not done)
+    known = seen.get(job)
+    state: State
+    cause = line = ""
+    if done:
+        state = "done"
+    elif known is not None and known.live:
+        state = "pending" if known.waiting else "running"
+        line = known.reason if state == "pending" else last_line(sweep.log(task.key))
+    elif known is None and job and not answered and _last_end(events, job) is None:
+        state, line = ("running", last_line(sweep.log(task.key))) if _open(events) else ("pending", "SLURM does not answer")
+    elif local and (_open(events) or not starts):
+        state, line = ("running", last_line(sweep.log(task.key))) if _open(events) else ("pending", "")
+    elif not job and not starts:
+        state = "not submitted"
+    else:
+        state = "failed"
+        cause, line = _why(known, ends[-1] if ends and not _open(events) else None, sweep, task)
+    node = known.node if known else (starts[-1].get("host", "") if starts else "")
+    return Standing(task.key, task.kind, task.title, state, job, node, cause, line, len(starts), seconds, gpu_seconds)
+
+
+def _why(known: slurm.Seen | None, end: dict[str, Any] | None, sweep: Sweep, task: Task) -> tuple[str, str]:
+    ended = ENDS.get(known.state) if known else None
+    if ended and (end is None or end["cause"] in (DONE, "stopped", "killed", "failed")):
+        return ended, last_line(sweep.log(task.key))
+    if end is not None:
+        return ("artifact gone", "") if end["cause"] == DONE else (end["cause"], end.get("line", ""))
+    if known is not None and known.state not in ("COMPLETED",):
+        return "ended before it could say why", last_line(sweep.log(task.key)) or known.reason
+    return "lost: its process or its node ended", last_line(sweep.log(task.key))
+
+
+def _open(events: list[dict[str, Any]]) -> bool:
+    """Whether the last attempt has not said its end."""
+    return next((e["event"] == "start" for e in reversed(events) if e["event"] in ("start", "end")), False)
+
+
+def _last_end(events: list[dict[str, Any]], job: str) -> dict[str, Any] | None:
+    """The end of the last attempt of a job; None while it is open, or where it never began."""
+    if _open(events):
+        return None
+    return next((e for e in reversed(events) if e["event"] == "end" and e.get("job") == job), None)
+
+
+def _used(events: list[dict[str, Any]], still: bool) -> tuple[float, float]:
+    """(seconds, GPU seconds) of all attempts; an open one counts up to now if it may `still` be running, and a killed one
+    not at all, since nobody knows when it ended."""
+    seconds = gpu_seconds = 0.0
+    begun: dict[str, Any] | None = None
+    for event in events:
+        if event["event"] == "start":
+            begun = event
+        elif event["event"] == "end" and begun is not None:
+            seconds += event["seconds"]
+            gpu_seconds += event["seconds"] * begun.get("gpus", 0)
+            begun = None
+    if begun is not None and still:
+        passed = max(0.0, time.time() - begun["time"])
+        seconds, gpu_seconds = seconds + passed, gpu_seconds + passed * begun.get("gpus", 0)
+    return round(seconds, 3), round(gpu_seconds, 3)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says something."""
+    lines = [line.strip() for line in tail(log, size=4000).splitlines() if line.strip()]
+    return re.sub(r"^\[1/1\] ", "", lines[-1])[:300] if lines else ""
+
+
+def _alive(about: dict[str, Any]) -> bool:
+    """Whether the process that runs a local sweep is there, as far as can be seen from here."""
+    if about["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(about["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,100 @@
+"""Recipes of what others trained, and of sets of samples: released weights, how they are sampled, and a folder of images."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pagoda_bench.errors import UserError
+from pagoda_bench.recipes.base import Config, Recipe
+from pagoda_bench.recipes.stages import EDM, Distill, Generator, Grow, Heun, OneStep, Score, UNetConfig
+
+Format = Literal["pagoda-64", "pagoda-128", "pagoda-256", "pagoda-512", "edm-openai-64", "adm-64"]
+Rounding = Literal["nearest", "truncate"]
+LabelPolicy = Literal["balanced", "random"]
+
+
+class Imported(Recipe, kind="imported"):
+    """Released weights taken over from a checkpoint file: the file's SHA-256, how it was read, and the network it holds.
+
+    The file is looked for under `--data DIGEST=FILE`, as images are; `pagoda-bench import` does all of this.
+    """
+
+    runner: ClassVar[str] = "pagoda_bench.pagoda.importing:run"
+
+    format: Format
+    digest: str  # SHA-256 of the checkpoint file, 64 hex digits
+    net: UNetConfig
+
+    @property
+    def title(self) -> str:
+        return f"released {self.format} ({self.digest[:8]})"
+
+
+class ImportedOneStep(Generator, kind="imported-one-step"):
+    """G(z) of released one-step weights, z ~ N(0, 80^2)."""
+
+    loader: ClassVar[str] = "pagoda_bench.pagoda.released:one_step"
+    of: Imported
+
+    @property
+    def resolution(self) -> int:
+        return self.of.net.output_resolution
+
+
+class ImportedHeun(Generator, kind="imported-heun"):
+    """EDM's deterministic sampler on a released diffusion model: 2 points - 1 evaluations."""
+
+    loader: ClassVar[str] = "pagoda_bench.pagoda.released:heun"
+    of: Imported
+    points: int = 40
+
+    @property
+    def resolution(self) -> int:
+        return self.of.net.output_resolution
+
+
+class SampleProtocol(Config):
+    """All that decides what samples are, besides the generator: a set of samples without these cannot be compared.
+
+    The official script draws labels at random and truncates to 8 bits; balanced labels and rounding are the defaults here.
+    """
+
+    labels: LabelPolicy = "balanced"  # index mod classes, or drawn for each index on its own
+    rounding: Rounding = "nearest"
+    seed: int = 0  # of noise and of random labels; 0 gives the noise of every score
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+class Samples(Recipe, kind="samples"):
+    """Images `first` ... `first + n - 1` of a generator. Written where the user says, not to the store; the recipe goes
+    beside them and says what they are."""
+
+    runner: ClassVar[str] = "pagoda_bench.pagoda.sampling:run"
+
+    generator: Generator
+    n: int
+    first: int = 0
+    protocol: SampleProtocol = SampleProtocol()
+
+    @property
+    def title(self) -> str:
+        return f"samples {self.generator.kind} {self.generator.resolution}px N={self.n} from {self.first}"
+
+
+def generator_of(recipe: Recipe, points: int | None = None) -> Generator:
+    """What samples from the artifact of `recipe`: one step where that is what it was trained for, else `points` levels of
+    EDM's sampler (default: that of the generator's config). `UserError` when nothing does."""
+    many: dict[str, int] = {} if points is None else {"points": points}
+    if isinstance(recipe, (Score, Samples)):
+        return recipe.generator
+    if isinstance(recipe, EDM):
+        return Heun(of=recipe, **many)
+    if isinstance(recipe, Imported) and not recipe.format.startswith("pagoda-"):
+        return ImportedHeun(of=recipe, **many)
+    if points is not None:
+        raise UserError(f"{recipe.title} takes one step: leave --points away")
+    if isinstance(recipe, Imported):
+        return ImportedOneStep(of=recipe)
+    if isinstance(recipe, (Distill, Grow)):
+        return OneStep(of=recipe)
+    raise UserError(f"{recipe.title} ({recipe.kind}/{recipe.key}) is no generator: nothing can be sampled from it")
