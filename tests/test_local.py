@@ -88,7 +88,8 @@ def test_gpus_are_dealt_out_and_threads_divided(tmp_path: Path, monkeypatch: pyt
 
 def test_ctrl_c_stops_the_processes_and_keeps_their_work(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from toy_stages import *; from pagoda_bench.plan.dag import Plan\n"
+        "import signal, sys; from pathlib import Path; from toy_stages import *; from pagoda_bench.plan.dag import Plan\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell starts background jobs with it ignored
         "from pagoda_bench.plan.local import run_local\n"
         "run_local(Plan([Toy(seed=s, pause=0.1, train=ToyTrain(steps=300)) for s in (1, 2)], Store(Path(sys.argv[1]))), jobs=2)"
     )

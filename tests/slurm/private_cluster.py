@@ -106,7 +106,9 @@ class Cluster:
 
     def kill(self, name: str) -> None:
         """Ends one daemon at once, as a crash does."""
-        self.daemons.pop(name).kill()
+        process = self.daemons.pop(name)
+        process.kill()
+        process.wait()
 
     def stop(self) -> None:
         for name in ("slurmctld", "slurmd", "munged"):
