@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("numpy", "scipy", "torch", "torchvision", "pillow", "safetensors", "pydantic", "matplotlib")
 FLOPS = "training_flops"
+SNAPSHOT = ".snapshot.json"
 UPSTREAM_FLOPS = "upstream_training_flops"
 ATTEMPTS = ".attempts.json"
 BEAT_SECONDS = 10.0
@@ -120,6 +121,8 @@ def code_revision() -> dict[str, Any]:
     """Git revision of the package's own checkout, and whether its code differs from that; nulls where there is no checkout."""
     unknown = {"revision": None, "dirty": None}
     package = Path(pagoda_bench.__file__).resolve().parent
+    if isinstance(mark := read_json(package.parent / SNAPSHOT), dict):  # frozen for a sweep when it was submitted
+        return {"revision": mark["revision"], "dirty": mark["dirty"], "snapshot": mark["digest"]}
     try:
         top, revision = _git(package, "rev-parse", "--show-toplevel", "HEAD").split()
         if Path(top).resolve() != package.parent:  # installed below somebody else's repository

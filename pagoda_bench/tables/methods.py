@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pagoda_bench.errors import UserError, nearest
 from pagoda_bench.recipes.registry import registered
 from pagoda_bench.recipes.stages import Generator, Heun, OneStep, RealImages, Upsampled
+from pagoda_bench.tables.released import released
 from pagoda_bench.tables.scales import Scale
 
 Method = Callable[[Scale, int], Generator]
@@ -61,6 +62,7 @@ BUILT_IN: dict[str, Method] = {
     "nearest": nearest_upsampling,
     "bicubic": bicubic_upsampling,
     "real": real,
+    "released": released,
 }
 
 

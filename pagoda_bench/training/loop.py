@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pagoda_bench.artifacts.checkpoint import save_atomic
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.stages import TrainConfig
+from pagoda_bench.training.signals import notices
 
 CHECKPOINT_SECONDS = float(os.environ.get("PAGODA_BENCH_CHECKPOINT_SECONDS", "20"))
 """At most this much training is lost when a process is killed."""
@@ -77,27 +78,28 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
     if not flops:
         flops = _count(task, seed)
     steps = total(flops) if total else config.steps
-    saved, losses = time.monotonic(), {}
-    for index in range(start, steps):
-        for name, optimizer in task.optimizers.items():
-            scale = _schedule(index, steps, config.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = group.setdefault("base_lr", group["lr"]) * scale
-            del name
-        losses = task.step(index, step_rng(seed, index))
-        if not all(math.isfinite(v) for v in losses.values()):
-            raise UserError(
-                f"training stopped at step {index}: {', '.join(f'{k}={v}' for k, v in losses.items())} is not finite; "
-                "the last checkpoint is kept. Lower the learning rate or change the seed"
-            )
-        for name, ema in task.emas.items():
-            ema.update(task.nets[name], index)
-        if index % max(1, steps // 50) == 0 or index == steps - 1:
-            curve.append({"step": index, **{k: round(v, 5) for k, v in losses.items()}})
-        ctx.progress(index + 1, steps, **losses)
-        if time.monotonic() - saved > CHECKPOINT_SECONDS and index + 1 < steps:
-            _save(path, task, index + 1, flops, curve)
-            saved = time.monotonic()
+    with notices() as told:
+        saved = time.monotonic()
+        for index in range(start, steps):
+            for optimizer in task.optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = group.setdefault("base_lr", group["lr"]) * _schedule(index, steps, config.warmup)
+            losses = task.step(index, step_rng(seed, index))
+            if not all(math.isfinite(v) for v in losses.values()):
+                raise UserError(
+                    f"training stopped at step {index}: {', '.join(f'{k}={v}' for k, v in losses.items())} is not finite; "
+                    "the last checkpoint is kept. Lower the learning rate or change the seed"
+                )
+            for name, ema in task.emas.items():
+                ema.update(task.nets[name], index)
+            if index % max(1, steps // 50) == 0 or index == steps - 1:
+                curve.append({"step": index, **{k: round(v, 5) for k, v in losses.items()}})
+            ctx.progress(index + 1, steps, **losses)
+            if (told() or time.monotonic() - saved > CHECKPOINT_SECONDS) and index + 1 < steps:
+                _save(path, task, index + 1, flops, curve)
+                saved = time.monotonic()
+                if told():
+                    raise KeyboardInterrupt
     ctx.record(training_flops=float(flops) * steps, steps=steps, curve=curve, seed=seed)
 
 
