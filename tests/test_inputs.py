@@ -225,7 +225,7 @@ class Attack:
         np.array(["text"]),
         Path("x"),
     ],
-    ids=str,
+    ids=["mkdir", "eval", "array", "load", "getattr", "objects", "text", "path"],
 )
 def test_a_pickle_that_asks_for_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
     monkeypatch.chdir(tmp_path)
