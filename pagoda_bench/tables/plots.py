@@ -65,7 +65,7 @@ def files(figure: Figure) -> dict[str, bytes]:
     with matplotlib.rc_context(STYLE):
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+            figure.savefig(buffer, format=kind, dpi=130, metadata=metadata)
             out[kind] = buffer.getvalue()
     out["svg"] = re.sub(rb"(?<=data:image/png;base64,)[A-Za-z0-9+/=\s]+", _fewer_colours, out["svg"])
     return out
