@@ -207,6 +207,8 @@ def test_interrupted_it_says_so_in_one_line_and_goes_on(store: Store, tmp_path: 
         stderr=subprocess.PIPE,
         text=True,
         env={**ENVIRONMENT, **os.environ, "PYTHONPATH": PYTHONPATH},
+        # A runner that was started in the background hands down an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not (store.root / ".work" / f"toy-{slow.key}" / ".attempts.json").exists():

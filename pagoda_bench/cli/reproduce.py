@@ -81,7 +81,7 @@ def reproduce(
     if plan.to_make:
         click.echo(summary(plan), err=True)
     outcome = launch(plan, places, how, f"{table}-{built.scale.name}")
-    return 0 if outcome is None or target is None else show(built, outcome, target)
+    return 0 if outcome is None or target is None else show(built, outcome, target, publish=publish)
 
 
 def read_table(name: str) -> TableSpec:
@@ -124,8 +124,9 @@ def choose_out(chosen: Path | None, committed: Path, publish: bool) -> Path:
     return out
 
 
-def show(table: Table, outcome: Outcome, out: Path) -> int:
-    """Prints and writes what there is of a table; 1 when a row could not be made."""
+def show(table: Table, outcome: Outcome, out: Path, *, publish: bool = False) -> int:
+    """Prints and writes what there is of a table; 1 when a row could not be made. What is to become the committed table is
+    compared with nothing."""
     from rich.console import Console
 
     from pagoda_bench import resources
@@ -134,7 +135,7 @@ def show(table: Table, outcome: Outcome, out: Path) -> int:
     from pagoda_bench.tables.terminal import terminal
 
     cells = assemble(table, outcome.artifacts, outcome.failures)
-    known = committed(table, resources.folder("results"))
+    known = [] if publish else committed(table, resources.folder("results"))
     found = report(table, cells, outcome.artifacts, known=known, paper_tables=resources.folder("paper_tables"))
     written = write(found, out, ["pagoda-bench", *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])])
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
