@@ -105,7 +105,11 @@ def test_files_stay_small() -> None:
 @pytest.mark.parametrize(
     ("pattern", "bad", "good"),
     [
-        (MACHINE_PATH, ["see /" + "home/ann/x", "'/" + "root/data'"], ["a/home/b", "~/work/x", "either/or", "/usr/bin/env"]),
+        (
+            MACHINE_PATH,
+            ["see /" + "home/ann/x", "'/" + "root/data'"],
+            ["a/home/b", "~/" + "work/x", "either/or", "/usr/bin/env"],
+        ),
         (REGISTRY_HOST, ["https://p" + "ypi.org/simple"], ["a package registry", "github.com/sony/pagoda"]),
         (LEFTOVER, ["# TO" + "DO later", "raise Not" + "ImplementedError"], ["todos", "NotImplemented"]),
     ],

@@ -13,9 +13,6 @@ from pagoda_bench.artifacts.checkpoint import save_atomic
 from pagoda_bench.artifacts.store import Store
 from pagoda_bench.errors import UserError
 
-TOYS = Path(__file__).with_name("toy_stages.py")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TOYS.parents[1]), str(TOYS.parent)])}
-
 
 @pytest.fixture
 def said() -> list[str]:
