@@ -33,7 +33,7 @@ def fit(recipe: Distill | Grow, net: UNet, generate: Callable[[Tensor, Tensor], 
     latents = np.load(ctx.input(recipe.pairs) / "latents.npy", mmap_mode="r")
     count, size = recipe.pairs.count, recipe.net.output_resolution
     low = recipe.pairs.teacher.net.resolution
-    judge = ProjectedDiscriminator(features.channels, len(data.classes), seed=recipe.seed)
+    judge = ProjectedDiscriminator(features.channels, len(data.classes), recipe.loss.discriminator_width, recipe.seed)
     judge = judge.to(memory_format=torch.channels_last)
     mine = [p for p in net.parameters() if p.requires_grad]
     theirs = [p for p in judge.parameters() if p.requires_grad]
@@ -70,7 +70,7 @@ def fit(recipe: Distill | Grow, net: UNet, generate: Callable[[Tensor, Tensor], 
         x, z, labels = paired(index)
         real, real_labels = real_images(index)
         fresh = torch.randn(batch, 3, low, low) * SIGMA_MAX
-        made = generate(torch.cat([z, fresh]), torch.cat([labels, real_labels]))
+        made = generate(torch.cat([z, fresh]), torch.cat([labels, real_labels])).float()
         rebuilt, fake = made[:batch], made[batch:]
 
         # L_rec: both images under the same augmentation, which draws once for the two.
@@ -91,10 +91,12 @@ def fit(recipe: Distill | Grow, net: UNet, generate: Callable[[Tensor, Tensor], 
 
         with torch.no_grad():
             real_maps = eyes(real)
-        l_d = hinge_discriminator(judge(real_maps, real_labels), judge([m.detach() for m in fake_maps], real_labels))
-        optimizers["discriminator"].zero_grad(set_to_none=True)
-        l_d.backward()
-        optimizers["discriminator"].step()
+        fake_maps = [m.detach() for m in fake_maps]
+        for _ in range(loss.discriminator_steps):
+            l_d = hinge_discriminator(judge(real_maps, real_labels), judge(fake_maps, real_labels))
+            optimizers["discriminator"].zero_grad(set_to_none=True)
+            l_d.backward()
+            optimizers["discriminator"].step()
         return {"rec": float(l_rec.detach()), "adv": float(l_adv.detach()), "d": float(l_d.detach()), "lambda": factor}
 
     nets = {"generator": net, "discriminator": judge}

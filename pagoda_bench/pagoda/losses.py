@@ -19,6 +19,7 @@ def feature_distance(estimate: Sequence[Tensor], target: Sequence[Tensor], eps: 
     averaged over places and summed over channels and maps (LPIPS without its learnt weights; the official `cnn_vit`)."""
     total = estimate[0].new_zeros(len(estimate[0]))
     for a, b in zip(estimate, target, strict=True):
+        a, b = a.float(), b.float()  # autocast hands over 8 bits of mantissa, too few for the differences
         a = a / ((a.square().sum(1, keepdim=True) + TINY).sqrt() + eps)
         b = b / ((b.square().sum(1, keepdim=True) + TINY).sqrt() + eps)
         total = total + (a - b).square().sum(1).mean((1, 2))

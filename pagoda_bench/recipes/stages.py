@@ -43,6 +43,7 @@ class TrainConfig(Config):
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: int = 50
     ema: float = 0.999  # half-life is steps-dependent: the decay is min(ema, (1 + step) / (10 + step))
+    precision: Literal["fp32", "bf16"] = "fp32"  # of convolutions and matrix products (autocast); weights stay fp32
 
 
 class FeatureNet(Recipe, kind="features"):
@@ -101,6 +102,8 @@ class LossConfig(Config):
     adversarial: float = 1.0
     adaptive: bool = True
     lr_discriminator: float = 1e-3
+    discriminator_steps: int = 1  # updates of the discriminator on the maps of one step
+    discriminator_width: int = 32
     augment: bool = True
     eps: float = 1e-10  # added to the length of a feature vector before it is normalised; 1e-10 as published
 

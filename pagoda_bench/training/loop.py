@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,7 +77,8 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
     path = ctx.work / "checkpoint.pt"
     start, flops, curve = _resume(path, task)
     if not flops:
-        flops = _count(task, seed)
+        with autocast(config.precision):
+            flops = _count(task, seed)
     steps = total(flops) if total else config.steps
     with notices() as told:
         saved = time.monotonic()
@@ -84,7 +86,8 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
             for optimizer in task.optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"] = group.setdefault("base_lr", group["lr"]) * _schedule(index, steps, config.warmup)
-            losses = task.step(index, step_rng(seed, index))
+            with autocast(config.precision):
+                losses = task.step(index, step_rng(seed, index))
             if not all(math.isfinite(v) for v in losses.values()):
                 raise UserError(
                     f"training stopped at step {index}: {', '.join(f'{k}={v}' for k, v in losses.items())} is not finite; "
@@ -101,6 +104,11 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
                 if told():
                     raise KeyboardInterrupt
     ctx.record(training_flops=float(flops) * steps, steps=steps, curve=curve, seed=seed)
+
+
+def autocast(precision: str) -> AbstractContextManager[object]:
+    """What the forward passes of a step run under: nothing for "fp32", PyTorch's autocast for "bf16"."""
+    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def step_rng(seed: int, index: int) -> np.random.Generator:
