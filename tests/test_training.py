@@ -67,6 +67,17 @@ def test_resuming_ends_in_the_same_bytes(stops: tuple[int, ...], tmp_path: Path,
     assert ctx.facts["steps"] == 12
 
 
+def test_bf16_trains_fp32_weights_and_differs_by_rounding_only(tmp_path: Path) -> None:
+    full, half = task(), task()
+    train(full, TrainConfig(steps=12), 7, context(tmp_path / "full"))
+    train(half, TrainConfig(steps=12, precision="bf16"), 7, context(tmp_path / "half"))
+    for key, value in weights(full).items():
+        other = weights(half)[key]
+        assert other.dtype == value.dtype, key
+        torch.testing.assert_close(other, value, rtol=0.05, atol=0.05)
+    assert any(not torch.equal(v, weights(half)[k]) for k, v in weights(full).items()), "nothing ran in bf16"
+
+
 def test_a_checkpoint_saves_the_work_done_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
     with pytest.raises(Stop):

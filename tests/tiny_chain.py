@@ -15,6 +15,7 @@ from pagoda_bench.recipes.stages import (
     FeatureNet,
     Grow,
     Heun,
+    LossConfig,
     OneStep,
     Pairs,
     Reference,
@@ -30,7 +31,13 @@ NET = UNetConfig(resolution=8, channels=16, encoder=(1, 2), attention=(4,), grow
 TEACHER = EDM(data=DATA, net=NET, train=SHORT)
 PAIRS = Pairs(teacher=TEACHER, count=300, points=3)
 BASE = Distill(pairs=PAIRS, features=FEATURES, train=SHORT)
-GROWN = Grow(base=BASE, width=1, train=SHORT)
+# The options of the embedded scale: half precision, a discriminator that trains more often than the generator.
+GROWN = Grow(
+    base=BASE,
+    width=1,
+    train=SHORT.model_copy(update={"precision": "bf16"}),
+    loss=LossConfig(discriminator_steps=2, discriminator_width=16),
+)
 DIRECT = EDM(data=DATA, net=NET.model_copy(update={"resolution": 16, "attention": (8,)}), train=SHORT, match=GROWN)
 
 

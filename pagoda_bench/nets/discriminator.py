@@ -48,7 +48,10 @@ class _Head(nn.Module):
         self.embed = nn.Embedding(classes, width)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        h = F.leaky_relu(self.norm(self.conv(x)), 0.2)
+        # On a single place a stride changes nothing, but oneDNN's bfloat16 gradient of a strided convolution is wrong there
+        # (PyTorch 2.15 on a CPU: it reads memory that nobody wrote).
+        h = F.conv2d(x, self.conv.weight, self.conv.bias, padding=1) if x.shape[-1] == 1 else self.conv(x)
+        h = F.leaky_relu(self.norm(h), 0.2)
         match = (h * self.embed(labels)[:, :, None, None]).sum(1, keepdim=True) * h.shape[1] ** -0.5
         # Every scale weighs the same, however many places it has: at most 4x4 of them.
         return F.adaptive_avg_pool2d(self.logit(h) + match, min(4, x.shape[-1] // 2 or 1)).flatten(1)

@@ -108,7 +108,8 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
 
 def autocast(precision: str) -> AbstractContextManager[object]:
     """What the forward passes of a step run under: nothing for "fp32", PyTorch's autocast for "bf16"."""
-    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
+    # No cache: a step trains networks more than once, and a cached copy would be of the weights before.
+    return torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if precision == "bf16" else nullcontext()
 
 
 def step_rng(seed: int, index: int) -> np.random.Generator:
