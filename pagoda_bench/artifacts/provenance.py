@@ -36,6 +36,7 @@ class Attempt:
     memory of attempts that were killed over to the next one."""
 
     def __init__(self, work: Path, session: str | None) -> None:
+        code_revision()  # kept from here on: what is checked out when the stage ends may be another one
         self._file = work / ATTEMPTS
         earlier = read_json(self._file)
         self.earlier: list[dict[str, Any]] = earlier["attempts"] if isinstance(earlier, dict) else []
