@@ -10,6 +10,11 @@ class UserError(Exception):
     """Bad input or a missing resource. The command line prints the message without a traceback and exits with 2."""
 
 
+class Unavailable(UserError):
+    """What a row of a table needs is not here: weights, images, a program, a licence that was not accepted. While a table is
+    planned this costs its row; anywhere else it is an error as others."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown `word`: the closest known one, then all known ones, sorted."""
     names = sorted(known)

@@ -102,13 +102,19 @@ def test_each_image_is_decoded_once_and_goes_through_the_network_once(run: Any, 
 
 @pytest.mark.parametrize("workers", [1, 2, 8])
 def test_parts_merge_to_the_whole(network: Extractor, workers: int) -> None:
-    pixels, wanted = images(320, 1), Wanted(frozenset({KEY}), frozenset({KEY}))
+    """Every entry to 1e-12 of itself, those of the covariance that are near 0 included."""
+    pixels, wanted = images(3200, 1), Wanted(frozenset({KEY}), frozenset({KEY}))
     whole = gather(Array(pixels), {"embedded": network}, wanted, batch=40)
-    found = merge([gather(Array(part), {"embedded": network}, wanted, batch=40) for part in np.split(pixels, workers)])
-    assert found.n == 320
+    size = 3200 // workers
+    parts = [
+        gather(Array(pixels[start : start + size]), {"embedded": network}, wanted, start=start, batch=40)
+        for start in range(0, 3200, size)
+    ]
+    found = merge(parts)
+    assert found.n == 3200
     (a,), (b,) = found.moments[KEY], whole.moments[KEY]
-    np.testing.assert_allclose(a.mean, b.mean, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(a.covariance, b.covariance, rtol=1e-10, atol=1e-12 * np.abs(b.covariance).max())
+    np.testing.assert_allclose(a.mean, b.mean, rtol=1e-12)
+    np.testing.assert_allclose(a.covariance, b.covariance, rtol=1e-12)
     np.testing.assert_array_equal(found.rows[KEY], whole.rows[KEY])
 
 
@@ -188,7 +194,6 @@ def test_names_are_checked_before_anything_runs(run: Any) -> None:
     assert "did you mean 'recall'" in refusal(lambda: run(images(9, 1), images(9, 2), ["recal"]))
     assert "give them with --ref" in refusal(lambda: run(images(9, 1), None, ["fd"]))
     assert "unknown protocol" in refusal(lambda: measures("amd"))
-    assert "needs more than images" in refusal(lambda: measures("adm", ["clip_score"]))
 
 
 @pytest.mark.parametrize("protocol", sorted(PLACES))
@@ -244,51 +249,3 @@ def test_differences_name_every_field() -> None:
     expected = ["N 10,000 vs 50,000", "labels uniform vs random", f"extractor weights {'ab' * 6} vs {'cd' * 6}"]
     assert differences(a, b) == [*expected, "crop of the reference unset vs adm:256"]
     assert differences(a, dict(a)) == []
-
-
-@pytest.mark.slow
-def test_torch_fidelity_agrees_on_the_same_weights_and_images(tmp_path: Path) -> None:
-    fidelity: Any = pytest.importorskip("torch_fidelity", reason="pip install 'pagoda-bench[eval]'")
-    from test_extractors import scrambled
-
-    from pagoda_bench.metrics import suite
-    from pagoda_bench.metrics.extractors.inception import Network
-
-    path = tmp_path / "inception.pth"
-    torch.save(scrambled(Network()), path)
-    a, b = images(12, 1, 32), images(12, 2, 32)
-    b[:6] //= 4  # so far apart that KID is no mere rounding: theirs is computed in float32
-
-    class Pixels(torch.utils.data.Dataset[torch.Tensor]):
-        def __init__(self, pixels: np.ndarray) -> None:
-            self.pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-
-        def __len__(self) -> int:
-            return len(self.pixels)
-
-        def __getitem__(self, index: int) -> torch.Tensor:
-            return self.pixels[index]
-
-    theirs = fidelity.calculate_metrics(
-        input1=Pixels(a), input2=Pixels(b), cuda=False, batch_size=12, isc=True, fid=True, kid=True, prc=True,
-        kid_subset_size=10, kid_subsets=5, feature_extractor="inception-v3-compat", cache=False, verbose=False,
-        feature_extractor_weights_path=str(path), save_cpu_ram=True,
-    )  # fmt: skip
-    small = suite.PROTOCOLS["torch-fidelity"].model_copy(update={"subset": 10, "subsets": 5, "draws": 0})
-    network = load_extractor("inception", path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(suite.PROTOCOLS, "torch-fidelity", small)
-        patch.setitem(suite.PLACES["torch-fidelity"], "precision", ("inception", "pool3"))
-        patch.setitem(suite.PLACES["torch-fidelity"], "recall", ("inception", "pool3"))
-        scores = evaluate(a, b, protocol="torch-fidelity", batch=12, extractors={"inception": network})
-    ours = {score.metric: score.value for score in scores}
-    names = {
-        "fid": "frechet_inception_distance",
-        "is": "inception_score_mean",
-        "kid": "kernel_inception_distance_mean",
-        "precision": "precision",
-        "recall": "recall",
-    }
-    for name, theirs_name in names.items():
-        # Their KID is a small difference of large sums in float32: seen to be 2e-5 to 6e-5 away from float64 here.
-        assert ours[name] == pytest.approx(theirs[theirs_name], rel=2e-4 if name == "kid" else 1e-5), name

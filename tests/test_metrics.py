@@ -63,6 +63,23 @@ def test_frechet_of_commuting_gaussians_is_closed() -> None:
     assert found == pytest.approx(((m1 - m2) ** 2).sum() + ((np.sqrt(l1) - np.sqrt(l2)) ** 2).sum(), rel=1e-10)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("shape", [(30, 40, 64), (40, 30, 64), (2, 2, 3)])
+def test_few_images_have_exact_distances_whatever_the_spectrum(decay: float, shape: tuple[int, int, int]) -> None:
+    """Against the eigenvalues of one covariance in the basis of the other; from flat to a spectrum beyond float64."""
+    n, m, d = shape
+    rng = np.random.default_rng(0)
+    scale = np.exp(-decay * np.arange(d))
+    a, b = rng.normal(size=(n, d)) * scale, rng.normal(size=(m, d)) * scale + 0.1 * scale
+    found = frechet_from_features(a, b)
+    assert found == pytest.approx(from_moments(a, b), rel=1e-7)
+    x, y = ((z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (a, b))
+    cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + (x**2).sum() + (y**2).sum() - 2 * cross
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert frechet_from_features(a, a) == pytest.approx(0, abs=1e-10 * (x**2).sum())
+
+
 def test_frechet_of_a_shift_and_a_scale() -> None:
     a = features(50, 64, 0)
     assert frechet_from_features(a, a) == pytest.approx(0, abs=1e-9)

@@ -13,17 +13,19 @@ from pagoda_bench.metrics.inception_score import inception_score
 from pagoda_bench.metrics.neighbours import neighbours
 from pagoda_bench.metrics.registry import METRICS, PROTOCOLS, FeatureSet, Settings, compute, compute_blocks, metric
 
-SETTINGS = Settings(subset=40, subsets=4, projections=50, pairs=30, draws=20, distances="float64")
+SETTINGS = Settings(subset=40, subsets=4, projections=50, pairs=30, draws=20, steps=40, distances="float64")
 
 
 def images(seed: int, shift: float = 0.0, n: int = 60, d: int = 5) -> FeatureSet:
+    """Classes have a grey of their own, which a large shift turns into that of another class."""
     rng = np.random.default_rng(seed)
+    greys = (np.arange(n) % 3 * 85 + shift * 85 / 4) % 256
     return FeatureSet(
         features=(rng.normal(size=(n, d)) + shift).astype(np.float32),
         logits=rng.normal(size=(n, 4)).astype(np.float32),
         texts=rng.normal(size=(n, d)).astype(np.float32),
         labels=np.arange(n) % 3,
-        images=rng.integers(0, 256, (n, 2, 2, 3), dtype=np.uint8),
+        images=np.clip(greys[:, None, None, None] + rng.normal(0, 8, (n, 8, 8, 3)), 0, 255).astype(np.uint8),
         distance=lambda a, b: np.abs(a.astype(float) - b).mean(axis=(1, 2, 3)),
     )
 

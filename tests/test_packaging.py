@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -100,7 +101,11 @@ def test_the_wheel_holds_code_types_and_data(wheel: Path) -> None:
         entry_points = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
     assert {"pagoda_bench/py.typed", "pagoda_bench/cli/main.py"} <= names
     assert "pagoda-bench = pagoda_bench.cli.main:main" in entry_points
-    assert {n.split("/")[0].removesuffix(f"-{__version__}.dist-info") for n in names} == {"pagoda_bench"}
+    assert {n.split("/")[0].removesuffix(f"-{__version__}.dist-info") for n in names} == {"pagoda_bench", "baselines"}
+    baselines = {p.relative_to(ROOT).as_posix() for p in (ROOT / "baselines").rglob("*.py")}
+    assert baselines <= names
+    assert "[pagoda_bench.methods]\n" in entry_points
+    assert "greedy = baselines.greedy.recipes:build" in entry_points
     for source, target in (("experiments", "*.yaml"), ("paper_tables", "*.csv"), ("results", "*.csv")):
         expected = {f"pagoda_bench/_data/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / source).rglob(target)}
         assert expected <= names
@@ -132,6 +137,13 @@ def test_the_installed_program_plans_a_table_from_any_directory(unpacked: Path, 
     assert done.returncode == 0, done.stderr
     assert "distill" in done.stdout
     assert not list(tmp_path.iterdir()), "a dry run must leave nothing behind"
+
+
+def test_the_installed_program_knows_the_baselines(unpacked: Path, tmp_path: Path) -> None:
+    done = run_installed(unpacked, tmp_path, "methods", "greedy", "samples", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [row["name"] for row in json.loads(done.stdout)] == ["greedy", "samples"]
+    assert not done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs the processor time of one child")

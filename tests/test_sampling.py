@@ -222,7 +222,9 @@ def test_scores_of_real_images_are_the_noise_floor(inputs: dict[str, Path], tmp_
     assert scores["precision"] > 0.5
     assert scores["recall"] > 0.5
     assert 1 <= scores["is"] <= 10
-    floor = stages.noise_floor(DATA, load_features(FEATURES, ctx), 16, N, "val", ctx)
+    data, model = open_dataset(DATA), load_features(FEATURES, ctx)
+    near, far = (ByClass(data, "val").balanced(np.arange(N), end) for end in ("near", "far"))
+    floor = frechet_from_features(*(model.features(data.images(indices, 16, "val"), 64)[0] for indices in (near, far)))
     assert scores["fd"] == pytest.approx(floor, rel=1e-6)
     noise_score, _ = run_score(Score(generator=Noisy(), reference=reference_recipe(), n=N), inputs, tmp_path / "noisy")
     assert noise_score["scores"]["fd"] > 3 * floor
@@ -259,7 +261,6 @@ def test_an_interrupted_score_ends_in_the_same_bytes(
     stops: tuple[int, ...], inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after some batches, several times; every batch is kept, and none is sampled twice."""
-    monkeypatch.setattr(stages, "CHECKPOINT_SECONDS", 0.0)
     recipe = Score(generator=Noisy(), reference=reference_recipe(), n=300)
     _, whole = run_score(recipe, inputs, tmp_path / "whole")
     sampled: list[int] = []
@@ -287,6 +288,19 @@ def test_an_interrupted_score_ends_in_the_same_bytes(
     assert sorted(sampled) == list(range(300))
     for name in ("score.json", "samples.png"):
         assert (resumed.out / name).read_bytes() == (whole.out / name).read_bytes()
+
+
+def test_a_score_in_shards_is_the_same_bytes(inputs: dict[str, Path], tmp_path: Path) -> None:
+    recipe = Score(generator=Noisy(), reference=reference_recipe(), n=300)
+    _, whole = run_score(recipe, inputs, tmp_path / "whole")
+    shared = context(tmp_path / "shared", inputs=inputs)
+    assert [stages.shard(recipe, shared, index, 3) for index in (2, 0)] == [False, False]
+    assert stages.shard(recipe, shared, 1, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NoisySampler, "sample", None)  # nothing is sampled again
+        _, found = run_score(recipe, inputs, tmp_path / "shared")
+    for name in ("score.json", "samples.png"):
+        assert (found.out / name).read_bytes() == (whole.out / name).read_bytes()
 
 
 def test_scores_that_cannot_be_are_refused_before_sampling(inputs: dict[str, Path], tmp_path: Path) -> None:

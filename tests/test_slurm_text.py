@@ -9,57 +9,25 @@ import time
 from pathlib import Path
 
 import pytest
+from fake_slurm import install, options, scripts
 from toy_stages import Toy, ToyFailing, ToySum, make
 
 from pagoda_bench.artifacts.store import Store
 from pagoda_bench.errors import UserError
-from pagoda_bench.plan import slurm_query
+from pagoda_bench.plan import slurm_query, slurm_task
 from pagoda_bench.plan.dag import Plan
 from pagoda_bench.plan.requests import Profile
 from pagoda_bench.plan.slurm import describe_submission, resume, submit_plan
-from pagoda_bench.plan.slurm_task import Asked, Runner
+from pagoda_bench.plan.slurm_task import Asked, Runner, seconds_left
 from pagoda_bench.plan.sweeps import Sweep, find_sweep, sweeps
 from pagoda_bench.plan.watch import overview
 
 pytest.importorskip("submitit", reason="pip install 'pagoda-bench[slurm]'")
 
-SBATCH = """#!/bin/sh
-n=$(ls "$FAKE"/calls | wc -l); n=$((n + 1))
-cp "$1" "$FAKE/calls/$n.sh"
-if [ "$n" = "$(cat "$FAKE/refuse" 2>/dev/null)" ]; then echo "sbatch: error: invalid account" >&2; exit 1; fi
-echo "Submitted batch job $((100 + n))"
-"""
-SCONTROL = """#!/bin/sh
-case "$*" in
-  *config*) echo "MaxArraySize            = 4";;
-  *partition*) echo "PartitionName=low AllowGroups=ALL MaxTime=1-00:00:00 MinNodes=0"
-               echo "PartitionName=quick AllowGroups=ALL MaxTime=00:30:00"
-               echo "PartitionName=endless MaxTime=UNLIMITED";;
-  *"show job"*) cat "$FAKE/job";;
-esac
-"""
-
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "fake"
-    (folder / "calls").mkdir(parents=True)
-    (folder / "bin").mkdir()
-    programs = {
-        "sbatch": SBATCH,
-        "scontrol": SCONTROL,
-        "srun": "#!/bin/sh\n",
-        "squeue": '#!/bin/sh\necho "$*" >> "$FAKE/asked"\ncat "$FAKE/queue" 2>/dev/null || true\n',
-        "sacct": '#!/bin/sh\ncat "$FAKE/sacct"\n',
-        "scancel": '#!/bin/sh\necho "$*" >> "$FAKE/cancelled"\n',
-    }
-    for name, text in programs.items():
-        (folder / "bin" / name).write_text(text)
-        (folder / "bin" / name).chmod(0o755)
-    monkeypatch.setenv("FAKE", str(folder))
-    monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr("pagoda_bench.plan.slurm.freeze", lambda area: {"path": None, "version": "test"})
-    return folder
+    return install(tmp_path / "fake", monkeypatch)
 
 
 @pytest.fixture
@@ -70,15 +38,6 @@ def store(tmp_path: Path) -> Store:
 def two_levels(count: int = 6) -> tuple[list[Toy], ToySum]:
     toys = [Toy(seed=seed) for seed in range(count)]
     return toys, ToySum(parts=tuple(toys))
-
-
-def scripts(fake: Path) -> list[str]:
-    paths = sorted((fake / "calls").glob("*.sh"), key=lambda path: int(path.stem))
-    return [path.read_text() for path in paths]
-
-
-def options(script: str) -> dict[str, str]:
-    return {name: value.strip("'") for name, value in re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", script, re.MULTILINE)}
 
 
 # Submitting
@@ -165,7 +124,10 @@ def test_two_thousand_stages_take_few_calls_and_little_time(fake: Path, store: S
     ("profile", "message"),
     [
         (Profile(partition="lo"), "unknown partition 'lo'; did you mean 'low'?"),
+        (Profile(partition="low,quik"), "unknown partition 'quik'; did you mean 'quick'?"),
         (Profile(partition="quick", stages={"toy": {"time": "31"}}), "partition 'quick' allows 30"),
+        (Profile(partition="low,quick", stages={"toy": {"time": "2-0"}}), "partition 'low,quick' allows 1440"),
+        (Profile(stages={"toy": {"time": "2-0"}}), "the default partition allows 1440"),
     ],
 )
 def test_what_the_cluster_would_refuse_is_said_before(fake: Path, store: Store, profile: Profile, message: str) -> None:
@@ -265,24 +227,37 @@ def test_what_depends_on_a_stage(fake: Path, store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "signals", "minutes_asked", "cause"),
+    ("facts", "signals", "left", "cause"),
     [
-        ("JobState=RUNNING PreemptTime=2026-01-01T00:00:00", {"SIGUSR2"}, 600, "preempted"),
-        ("JobState=RUNNING PreemptTime=2026-01-01T00:00:00", {"SIGTERM"}, 600, "preempted"),
-        ("JobState=CANCELLED PreemptTime=None", {"SIGTERM"}, 600, "cancelled"),
-        ("JobState=COMPLETING PreemptTime=None", {"SIGTERM"}, 2, "cancelled"),
-        ("JobState=RUNNING PreemptTime=None", {"SIGUSR2"}, 2, "time limit"),  # a limit that submitit would misjudge
-        ("", {"SIGUSR2"}, 600, "preempted"),
-        ("", {"SIGUSR2"}, 2, "time limit"),
-        ("", {"SIGTERM"}, 600, "cancelled"),
+        ("JobState=RUNNING PreemptTime=2026-01-01T00:00:00", {"SIGUSR2"}, 36_000, "preempted"),
+        ("JobState=RUNNING PreemptTime=2026-01-01T00:00:00", {"SIGTERM"}, 36_000, "preempted"),
+        ("JobState=CANCELLED PreemptTime=None", {"SIGTERM"}, 36_000, "cancelled"),
+        ("JobState=CANCELLED PreemptTime=None", {"SIGTERM"}, 0, "cancelled"),
+        ("JobState=NODE_FAIL PreemptTime=None", {"SIGTERM"}, 36_000, "node failed"),
+        ("JobState=PENDING PreemptTime=None", {"SIGTERM"}, 36_000, "requeued"),
+        ("JobState=COMPLETING PreemptTime=None", {"SIGTERM"}, 300, "cancelled"),
+        ("JobState=COMPLETING PreemptTime=None", {"SIGTERM"}, 0, "time limit"),  # the notice came before anybody listened
+        ("JobState=RUNNING PreemptTime=None", {"SIGUSR2"}, 120, "time limit"),  # a limit that submitit would misjudge
+        ("", {"SIGUSR2"}, 36_000, "preempted"),
+        ("", {"SIGUSR2"}, 120, "time limit"),
+        ("", {"SIGTERM"}, 36_000, "cancelled"),
     ],
 )
 def test_why_a_job_was_told_to_stop(
-    fake: Path, store: Store, facts: str, signals: set[str], minutes_asked: int, cause: str
+    fake: Path, store: Store, monkeypatch: pytest.MonkeyPatch, facts: str, signals: set[str], left: float, cause: str
 ) -> None:
     (fake / "job").write_text(facts)
+    monkeypatch.setattr(slurm_task, "seconds_left", lambda minutes: left)
     sweep = submit_plan(Plan([Toy()], store), Profile(), name="test")
-    assert Runner(sweep, Toy().key, minutes_asked, Asked(signals)).why_stopped() == cause
+    assert Runner(sweep, Toy().key, 10_000, Asked(signals)).why_stopped() == cause
+
+
+def test_the_clock_of_a_job_began_before_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = seconds_left(100_000)
+    assert left <= 100_000 * 60 - time.process_time() / (os.cpu_count() or 1)  # it has computed that long at least
+    assert left > 100_000 * 60 - 24 * 3600
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 500))
+    assert 490 < seconds_left(1) <= 500
 
 
 def test_retries_are_counted_by_job_and_cause(fake: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,13 +265,13 @@ def test_retries_are_counted_by_job_and_cause(fake: Path, store: Store, monkeypa
     sweep = submit_plan(Plan([Toy()], store), Profile(), name="test")
     for job, cause in (("6", "killed"), ("7", "killed"), ("7", "preempted"), ("7", "killed")):
         sweep.event(Toy().key, "end", job=job, cause=cause, seconds=1.0)
-    runner = Runner(sweep, Toy().key, 10, Asked())
+    runner = Runner(sweep, Toy().key, 10_000, Asked())
     assert (runner.tried("killed"), runner.tried("preempted"), runner.tried("time limit")) == (2, 1, 0)
 
 
 def test_a_failing_stage_ends_its_job_with_its_code(fake: Path, store: Store, capfd: pytest.CaptureFixture[str]) -> None:
     sweep = submit_plan(Plan([ToyFailing()], store), Profile(), name="test")
-    code = Runner(sweep, ToyFailing().key, 10, Asked()).run()  # the stage is not known to a bare process: refused
+    code = Runner(sweep, ToyFailing().key, 10_000, Asked()).run()  # the stage is not known to a bare process: refused
     (end,) = [e for e in sweep.events(ToyFailing().key) if e["event"] == "end"]
     assert code == end["code"] == 2
     assert end["cause"] == "refused"

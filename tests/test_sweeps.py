@@ -14,11 +14,15 @@ from toy_stages import Toy, ToySum
 
 from pagoda_bench.artifacts.store import Store
 from pagoda_bench.cli import main as cli
+from pagoda_bench.cli.reproduce import read_table, table_of
+from pagoda_bench.cli.status import by_system
 from pagoda_bench.errors import UserError
 from pagoda_bench.plan.axes import SweepSpec, expand, read_sweep, settings
 from pagoda_bench.plan.dag import Plan
 from pagoda_bench.plan.snapshot import DIFF, MARK, freeze
 from pagoda_bench.plan.sweeps import Sweep, find_sweep, tasks_of
+from pagoda_bench.plan.watch import overview
+from pagoda_bench.recipes.base import walk
 
 # Points
 
@@ -216,3 +220,22 @@ def test_a_snapshot_holds_the_tree_as_it_stands(tmp_path: Path) -> None:
 def test_an_installed_version_needs_no_snapshot(tmp_path: Path) -> None:
     assert freeze(tmp_path / "area", tmp_path)["path"] is None
     assert not (tmp_path / "area").exists()
+
+
+# Hours
+
+
+def test_gpu_hours_by_system_count_all_that_a_row_needs(tmp_path: Path) -> None:
+    asked = {"table": "table1", "scale": "smoke", "full": False, "sets": []}
+    table = table_of(read_table("table1"), "smoke", False, (), {})
+    store = Store(tmp_path)
+    sweep = Sweep.create(Plan(table.scores, store), "hours", executor="slurm", data={}, collect=asked)
+    for key in sweep.tasks:
+        sweep.event(key, "start", job="1", gpus=2, host="n")
+        sweep.event(key, "end", job="1", cause="failed", code=1, seconds=1800.0, line="")
+    expected: dict[str, set[str]] = {}
+    for row in table.rows:
+        expected.setdefault(row.system, set()).update(recipe.key for score in row.scores for recipe in walk(score))
+    found = overview(sweep, store)
+    assert by_system(sweep, found) == {system: len(keys) for system, keys in expected.items()}  # an hour for each stage
+    assert sum(found.gpu_hours.values()) == len(sweep.tasks)

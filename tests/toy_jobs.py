@@ -12,6 +12,7 @@ import os
 import signal
 from pathlib import Path
 
+import toy_parallel  # noqa: F401 - its recipes
 import toy_stages
 
 _count = toy_stages.count_step

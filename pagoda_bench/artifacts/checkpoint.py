@@ -25,7 +25,7 @@ def save_atomic(path: Path, write: Callable[[Path], object]) -> None:
         done = True
     finally:
         if not done:
-            full = _nearly_full(path.parent)  # asked before the temporary file gives its space back
+            full = nearly_full(path.parent)  # asked before the temporary file gives its space back
             temporary.unlink(missing_ok=True)
             if full:  # some writers report a full disk in words of their own
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -70,10 +70,11 @@ def disk_full(error: BaseException, folder: Path) -> bool:
         if getattr(cause, "errno", None) in FULL or "no space left on device" in str(cause).lower():
             return True
         cause = cause.__cause__ or cause.__context__
-    return not isinstance(error, KeyboardInterrupt) and _nearly_full(folder)
+    return not isinstance(error, KeyboardInterrupt) and nearly_full(folder)
 
 
-def _nearly_full(folder: Path) -> bool:
+def nearly_full(folder: Path) -> bool:
+    """Whether the disk that holds `folder` has less than 64 kB left."""
     try:
         return shutil.disk_usage(folder).free < 2**16
     except OSError:

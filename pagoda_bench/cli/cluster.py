@@ -59,7 +59,7 @@ Examples:
 def check(
     name: str | None, kind: str, seconds: float, data_paths: tuple[str, ...], store_path: Path | None, as_json: bool
 ) -> int:
-    """Submit a tiny job and report what its node sees: GPU, driver, torch, the images, the speed of the store's disk.
+    """Submit a tiny job and report what its node sees: GPU, driver, torch, the images, the speed of store and scratch.
 
     The exit code is 1 when something that a stage needs is not there.
     """
@@ -86,25 +86,28 @@ def check(
 @click.argument("store", type=click.Path(path_type=Path))
 @click.argument("report", type=click.Path(path_type=Path))
 @click.argument("data", nargs=-1)
-def look(store: Path, report: Path, data: tuple[str, ...]) -> None:
+@click.option("--scratch", help="The profile's, variables and all.")
+def look(store: Path, report: Path, data: tuple[str, ...], scratch: str | None) -> None:
     """Write what this machine sees to a JSON file."""
     from pagoda_bench.artifacts.checkpoint import write_json
 
-    write_json(report, seen_here(store, data))
+    write_json(report, seen_here(store, data, scratch))
 
 
-def seen_here(store: Path, data: tuple[str, ...]) -> dict[str, Any]:
+def seen_here(store: Path, data: tuple[str, ...], scratch: str | None = None) -> dict[str, Any]:
     """What a stage would find on this machine."""
     problems = [f"{path}: no such file or folder on {socket.gethostname()}" for path in data if not Path(path).exists()]
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     torch_version, cuda, names = _torch()
     if gpus and not cuda:
         problems.append("SLURM gave a GPU, but torch cannot use it: driver, or a torch without CUDA")
-    speed = ""
-    try:
-        speed = f"{_speed(store):.0f} MB/s"
-    except OSError as error:
-        problems.append(f"cannot write to the store {store}: {error.strerror}")
+    place = Path(os.path.expandvars(scratch)) if scratch else Path(tempfile.gettempdir())
+    speeds = {}
+    for name, folder in (("store", store), ("scratch", place)):
+        try:
+            speeds[name] = f"{_speed(folder):.0f} MB/s"
+        except OSError as error:
+            problems.append(f"cannot write to the {name} {folder}: {error.strerror}")
     return {
         "node": socket.gethostname(),
         "python": platform.python_version(),
@@ -115,7 +118,9 @@ def seen_here(store: Path, data: tuple[str, ...]) -> dict[str, Any]:
         "driver": _driver(),
         "cpus": len(os.sched_getaffinity(0)),
         "store": str(store),
-        "writes": speed,
+        "store writes": speeds.get("store", ""),
+        "scratch": str(place),
+        "scratch writes": speeds.get("scratch", ""),
         "free": f"{shutil.disk_usage(_there(store)).free / 1e9:.0f} GB",
         "data": list(data),
         "problems": problems,
@@ -146,10 +151,10 @@ def _driver() -> str:
     return (done.stdout.splitlines() or ["it does not answer"])[0]
 
 
-def _speed(store: Path) -> float:
-    """Megabytes a second of one file written to the disk of the store."""
-    store.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=store, prefix=".speed-") as file:
+def _speed(folder: Path) -> float:
+    """Megabytes a second of one file written to the disk that holds `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".speed-") as file:
         block, start = os.urandom(2**20), time.monotonic()
         for _ in range(MEGABYTES):
             file.write(block)

@@ -29,6 +29,8 @@ Examples:
   pagoda-bench evaluate samples.tar --ref stats.npz --metrics fid --n 50000 --seeds 5
   pagoda-bench evaluate generator.json --n 1000 --ref real/                        sampled and scored in one stream
   pagoda-bench evaluate samples/ --ref real/ --extractor my_package.eyes:look --metrics fd
+  pagoda-bench evaluate samples.tar --metrics clip_score --captions prompts.txt     one caption a line, in their order
+  pagoda-bench evaluate samples/ --ref real/ --metrics cas,lpips_diversity          samples/CLASS/x.png
 """
 )
 @click.argument("samples", nargs=-1, required=True, metavar="SAMPLES...")
@@ -42,10 +44,14 @@ Examples:
 @click.option("--ref-crop", metavar="NAME:SIZE", help="Crop of the reference: adm, box, lanczos, center-crop-dhariwal.")
 @click.option("--extractor", metavar="NAME", help="Another network, by name or module:object.")
 @click.option("--weights", multiple=True, metavar="NAME=PATH", help="The file of a network's weights; may be given again.")
+@click.option(
+    "--captions", metavar="FILE", help="Texts of a CLIP score: .txt, .json, or 'embedded' [default: the images' own]."
+)
 @click.option("--labels", default=None, metavar="TEXT", help="How the samples' classes were chosen: a part of the protocol.")
 @click.option("--guidance", default=None, metavar="TEXT", help="The guidance they were made with: a part of the protocol.")
 @click.option("--device", default="cpu", show_default=True, help="Where the networks run: cpu, cuda.")
 @click.option("--bf16", is_flag=True, help="Run the networks in bfloat16: a protocol of its own.")
+@click.option("--bf16-shift", is_flag=True, help="Measure in both; bfloat16 is given where a metric cannot tell it.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images a network sees at once.")
 @click.option("--self-check", is_flag=True, help="First see that the reference is at distance 0 of itself.")
 @click.option("--no-cache", is_flag=True, help="Do not keep, nor use, features of the reference.")
@@ -64,10 +70,12 @@ def evaluate(
     ref_crop: str | None,
     extractor: str | None,
     weights: tuple[str, ...],
+    captions: str | None,
     labels: str | None,
     guidance: str | None,
     device: str,
     bf16: bool,
+    bf16_shift: bool,
     batch: int,
     self_check: bool,
     no_cache: bool,
@@ -85,8 +93,12 @@ def evaluate(
     from pagoda_bench.data.sources import cache_folder
     from pagoda_bench.metrics import score_schema
     from pagoda_bench.metrics.evaluate import NOT_STATED
-    from pagoda_bench.metrics.evaluate import evaluate as run
+    from pagoda_bench.metrics.evaluate import evaluate as measure
     from pagoda_bench.metrics.inputs import Crop
+    from pagoda_bench.metrics.precision import in_both_precisions
+
+    if bf16 and bf16_shift:
+        raise UserError("--bf16 and --bf16-shift: choose one, to have bfloat16 or to see what it changes")
 
     check_device(device)
     sources: list[Any] = list(samples)
@@ -94,7 +106,8 @@ def evaluate(
         if sample.endswith(".json"):
             sources[i] = _generator(Path(sample), open_store(store_path), n, first, data_places(data_paths))
             labels = labels or sources[i].labels
-    scores = run(
+    options: dict[str, Any] = {} if bf16_shift else {"precision": "bfloat16" if bf16 else "float32"}
+    scores = (in_both_precisions if bf16_shift else measure)(
         sources,
         reference,
         None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()],
@@ -105,14 +118,15 @@ def evaluate(
         extractor=extractor,
         weights=weights_places(weights),
         device=device,
-        precision="bfloat16" if bf16 else "float32",
         batch=batch,
         crop=Crop.parse(ref_crop) if ref_crop else None,
+        captions=captions,
         labels=labels or NOT_STATED,
         guidance=guidance or NOT_STATED,
         self_check=self_check,
         cache=None if no_cache else cache_folder() / "features",
         progress=progress_lines(),
+        **options,
     )
     if out is not None:
         from pagoda_bench.artifacts.checkpoint import save_atomic
@@ -124,13 +138,14 @@ def evaluate(
 def show(scores: Sequence[Score]) -> None:
     """The scores as a table, with what must be known of them below."""
     better = {"lower": "(lower is better)", "higher": "(higher is better)"}
-    rows = [("METRIC", "VALUE", "STDERR", "MIN", "N", "SEEDS", "")]
+    rows = [("METRIC", "VALUE", "STDERR", "STD", "MIN", "N", "SEEDS", "")]
     for score in scores:
         error = "" if score.stderr is None else f"{score.stderr:.2g}"
         least = "" if score.seeds < 2 or score.minimum is None else f"{score.minimum:.6g}"
-        row = (score.metric, f"{score.value:.6g}", error, least, f"{score.n:,}", str(score.seeds))
+        std = "" if score.std is None else f"{score.std:.2g}"
+        row = (score.metric, f"{score.value:.6g}", error, std, least, f"{score.n:,}", str(score.seeds))
         rows.append((*row, better.get(score.direction, "")))
-    echo_columns(rows, right=(1, 2, 3, 4, 5))
+    echo_columns(rows, right=(1, 2, 3, 4, 5, 6))
     for score in scores:
         for mark in score.marks:
             click.echo(f"! {score.metric}: {mark}")

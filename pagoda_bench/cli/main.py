@@ -24,6 +24,7 @@ VERBS = {
     "resume": ("pagoda_bench.cli.jobs:resume", "Submit again what a sweep lacks."),
     "cluster": ("pagoda_bench.cli.cluster:cluster", "Look at a cluster before a day is spent on it."),
     "artifacts": ("pagoda_bench.cli.artifacts:artifacts", "List, show, verify, copy and clear what is in the store."),
+    "methods": ("pagoda_bench.cli.methods:methods", "List the systems that a row of a table can name."),
     "import": ("pagoda_bench.cli.import_weights:import_weights", "Take over released weights from a checkpoint file."),
     "sample": ("pagoda_bench.cli.sample:sample", "Write images of a generator to a folder or a file."),
     "evaluate": ("pagoda_bench.cli.evaluate:evaluate", "Measure a set of images: every metric in one pass, with its protocol."),

@@ -13,8 +13,10 @@ from pagoda_bench.cli.common import echo_columns, echo_json, json_option, open_s
 from pagoda_bench.errors import UserError
 
 if TYPE_CHECKING:
+    from pagoda_bench.plan.axes import Point, SweepSpec
     from pagoda_bench.plan.sweeps import Sweep
     from pagoda_bench.plan.watch import Overview, Standing
+    from pagoda_bench.tables.spec import Table
 
 SHOWN = 30
 sweep_argument = click.argument("name", metavar="[SWEEP]", required=False)
@@ -76,7 +78,7 @@ def status(
             if watch and sys.stdout.isatty():
                 click.clear()
             if as_json:
-                echo_json(found.to_dict())
+                echo_json({**found.to_dict(), **({"gpu_hours_by_system": by_system(sweep, found)} if found.gpu_hours else {})})
             else:
                 _show(found, all_tasks)
         if last:
@@ -138,7 +140,8 @@ def logs(name: str, keys: tuple[str, ...], lines: int, store_path: Path | None) 
         click.echo("nothing failed: name a stage to see its log")
     for key in chosen:
         task = sweep.tasks[key]
-        places = [path for path in (sweep.log(key), batch_log(sweep, key)) if path is not None and path.is_file()]
+        batch = batch_log(sweep, key)
+        places = [*sweep.logs(key), *([batch] if batch is not None and batch.is_file() else [])]
         click.echo(f"== {task.name}  {task.title}")
         for path in places:
             click.echo(f"-- {path}")
@@ -169,9 +172,8 @@ Examples:
 def collect(name: str | None, out: Path | None, store_path: Path | None) -> int:
     """Write the table, or the values, that SWEEP was submitted for. What is missing is named; the exit code is 1 then."""
     from pagoda_bench import resources
-    from pagoda_bench.cli.reproduce import choose_out, read_table, show, table_of
-    from pagoda_bench.cli.sweep import tables_of, write_values
-    from pagoda_bench.plan.axes import SweepSpec
+    from pagoda_bench.cli.reproduce import choose_out, show
+    from pagoda_bench.cli.sweep import write_values
     from pagoda_bench.plan.dag import Plan
     from pagoda_bench.plan.inline import Outcome
     from pagoda_bench.plan.sweeps import find_sweep
@@ -179,26 +181,45 @@ def collect(name: str | None, out: Path | None, store_path: Path | None) -> int:
 
     store = open_store(store_path)
     sweep = find_sweep(store, name)
-    asked: dict[str, Any] | None = sweep.about.get("collect")
-    if not asked:
+    if not sweep.about.get("collect"):
         raise UserError(f"{sweep.name} was not made by 'reproduce' or 'sweep': there is no table to collect")
-    places = {digest: Path(path) for digest, path in sweep.about["data"].items()}
     found = overview(sweep, store)
     failures = {t.key: _why(t) for t in found.tasks if t.state != "done"}
-    if "sweep" in asked:
-        spec = SweepSpec.load(asked["sweep"], sweep.name)
-        tables = tables_of(spec, asked["sets"], places)
-        scores = [score for _, table in tables for score in table.scores]
-    else:
-        table = table_of(read_table(asked["table"]), asked["scale"], asked["full"], tuple(asked["sets"]), places)
-        scores = table.scores
+    spec, tables = tables_for(sweep)
+    scores = [score for _, table in tables for score in table.scores]
     session = sweep.about["session"]
     artifacts = {score.key: a for score in scores if (a := store.find(score, session)) is not None}
     if session is not None and len(artifacts) == len({score.key for score in scores}):
         Plan(scores, store, retrain=True).end()
-    if "sweep" in asked:
+    if found.gpu_hours:
+        click.echo("GPU hours: " + ", ".join(f"{system} {hours:.2f}" for system, hours in by_system(sweep, found).items()))
+    if spec is not None:
         return write_values(spec, tables, artifacts, failures, out)
-    return show(table, Outcome(artifacts, failures), choose_out(out, resources.folder("results"), publish=False))
+    return show(tables[0][1], Outcome(artifacts, failures), choose_out(out, resources.folder("results"), publish=False))
+
+
+def tables_for(sweep: Sweep) -> tuple[SweepSpec | None, list[tuple[Point, Table]]]:
+    """What a sweep was submitted for: a table, or one at every point of a grid."""
+    from pagoda_bench.cli.reproduce import read_table, table_of
+    from pagoda_bench.cli.sweep import tables_of
+    from pagoda_bench.plan.axes import SweepSpec
+
+    asked: dict[str, Any] = sweep.about["collect"]
+    places = {digest: Path(path) for digest, path in sweep.about["data"].items()}
+    if "sweep" in asked:
+        spec = SweepSpec.load(asked["sweep"], sweep.name)
+        return spec, tables_of(spec, asked["sets"], places)
+    return None, [({}, table_of(read_table(asked["table"]), asked["scale"], asked["full"], tuple(asked["sets"]), places))]
+
+
+def by_system(sweep: Sweep, found: Overview) -> dict[str, float]:
+    """GPU hours that each system's rows cost in this sweep, all that they need included; what two share counts for both."""
+    used = {task.key: task.gpu_seconds / 3600 for task in found.tasks}
+    wanted: dict[str, set[str]] = {}
+    for _, table in tables_for(sweep)[1] if sweep.about.get("collect") else ():
+        for row in table.rows:
+            wanted.setdefault(row.system, set()).update(score.key for score in row.scores)
+    return {system: round(sum(used[key] for key in sweep.upstream(keys)), 4) for system, keys in wanted.items()}
 
 
 def _why(task: Standing) -> str:

@@ -8,16 +8,36 @@ after every step. Callers choose `torch.inference_mode`. Every function states i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 DenoiseFn = Callable[[Tensor, Tensor], Tensor]
+NormalFn = Callable[[], Tensor]  # fresh standard normal noise of x's shape and dtype, a new draw each call
 Progress = Callable[[int, int], None]
 Solver = Literal["heun", "ddim"]
+
+
+class Churn(NamedTuple):
+    """How much noise a stochastic sampler adds before each step (Karras et al. 2022, Algorithm 2, lines 4 to 6).
+
+    `total` is S_churn, spread evenly over the steps; only noise levels in [low, high] (S_tmin, S_tmax) are raised; `noise`
+    (S_noise) scales what is added.
+    """
+
+    total: float = 0.0
+    low: float = 0.0
+    high: float = math.inf
+    noise: float = 1.0
+
+    def raised(self, sigma: float, steps: int) -> float:
+        """The noise level to which `sigma` is raised: at most sqrt(2) times it."""
+        gamma = min(self.total / steps, math.sqrt(2) - 1) if self.low <= sigma <= self.high else 0.0
+        return sigma * (1 + gamma)
 
 
 def heun(
@@ -38,6 +58,90 @@ def ddim(
     As `heun`, with one evaluation a level: n for n points.
     """
     return _sample(denoise_fn, z, grid, "ddim", clamp, progress)
+
+
+def stochastic(
+    denoise_fn: DenoiseFn,
+    z: Tensor,
+    grid: Sequence[float] | np.ndarray,
+    normal: NormalFn,
+    churn: Churn,
+    solver: Solver = "heun",
+    clamp: bool = True,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Noise is added before every step, then a step of `solver` is taken from the raised level (Karras et al. 2022,
+    Algorithm 2; with "ddim" its first-order form). The network sees the image with the added noise.
+
+    `normal` is called once for each step that adds noise. As many evaluations as without noise.
+    """
+    levels = _levels(grid)
+    x = z
+    for i, (sigma, target) in enumerate(pairwise([*levels, 0.0])):
+        raised = churn.raised(sigma, len(levels))
+        if raised > sigma:
+            x = x + math.sqrt(raised**2 - sigma**2) * churn.noise * normal()
+        x = _step(denoise_fn, x, raised, target, solver, clamp) if target else _denoised(denoise_fn, x, raised, clamp)
+        if progress:
+            progress(i + 1, len(levels))
+    return x
+
+
+def ddim_eta(
+    denoise_fn: DenoiseFn,
+    z: Tensor,
+    grid: Sequence[float] | np.ndarray,
+    normal: NormalFn,
+    eta: float,
+    clamp: bool = True,
+    progress: Progress | None = None,
+) -> Tensor:
+    """DDIM with noise put back after each step (Song et al. 2021, Eq. 16): eta = 0 is `ddim`, eta = 1 is DDPM's sampling.
+
+    In EDM's variables the variance put back on the way from sigma to target is eta^2 target^2 (sigma^2 - target^2) / sigma^2,
+    and the deterministic part of the step goes down to what is left of target^2. n evaluations for n points.
+    """
+    levels = _levels(grid)
+    x = z
+    for i, (sigma, target) in enumerate(pairwise(levels)):
+        back = eta * target * math.sqrt(sigma**2 - target**2) / sigma
+        denoised = _denoised(denoise_fn, x, sigma, clamp)
+        x = denoised + math.sqrt(target**2 - back**2) / sigma * (x - denoised)
+        if back:
+            x = x + back * normal()
+        if progress:
+            progress(i + 1, len(levels))
+    x = _denoised(denoise_fn, x, levels[-1], clamp)
+    if progress:
+        progress(len(levels), len(levels))
+    return x
+
+
+def ddpm_grid(points: int, steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> np.ndarray:
+    """The noise levels of DDPM's linear schedule at `points` evenly spread timesteps, falling, in EDM's variables.
+
+    sigma_t = sqrt((1 - abar_t) / abar_t) with abar_t the product of 1 - beta (Ho et al. 2020); the timesteps run from
+    steps - 1 down to 0, both included, rounded to whole ones.
+    """
+    if not 2 <= points <= steps:
+        raise ValueError(f"a grid over {steps} timesteps has 2 to {steps} points, not {points}")
+    abar = np.cumprod(1 - np.linspace(beta_min, beta_max, steps))
+    at = np.round(np.linspace(steps - 1, 0, points)).astype(int)
+    grid: np.ndarray = np.sqrt((1 - abar[at]) / abar[at])
+    return grid
+
+
+def walk(
+    denoise_fn: DenoiseFn, z: Tensor, grid: Sequence[float] | np.ndarray, solver: Solver = "heun", clamp: bool = True
+) -> Tensor:
+    """The state at the lowest level of the grid, still noisy: `heun` or `ddim` stopped before the last step to 0.
+
+    2 (n - 1) evaluations with Heun, n - 1 with DDIM.
+    """
+    x = z
+    for sigma, target in pairwise(_levels(grid)):
+        x = _step(denoise_fn, x, sigma, target, solver, clamp)
+    return x
 
 
 def invert(

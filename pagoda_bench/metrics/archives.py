@@ -101,6 +101,21 @@ class Tar(Stream):
     def digest(self) -> str:
         return _file_digest(self.path, self.crop)
 
+    def texts(self) -> list[str] | None:
+        """Of "x.txt" of "x.png"."""
+        found: dict[str, str] = {}
+        names: list[str] = []
+        for name, data in self._members():
+            if name.lower().endswith(SUFFIXES):
+                names.append(name.rpartition(".")[0])
+            elif name.endswith(".txt"):
+                found[name.removesuffix(".txt")] = data().decode("utf-8", "replace").strip()
+        if not found.keys() & set(names):
+            return None
+        if missing := [name for name in names if name not in found]:
+            raise UserError(f"{self.path} has captions, but no '{missing[0]}.txt': give every image one")
+        return [found[name] for name in names]
+
     def batches(self, size: int) -> Iterator[Batch]:
         def images() -> Iterator[tuple[str, Pixels, int | None]]:
             for name, data in self._members():
@@ -151,6 +166,16 @@ class Parquet(Stream):
 
     def digest(self) -> str:
         return _file_digest(self.path, self.crop)
+
+    def texts(self) -> list[str] | None:
+        """The column `text` or `caption`."""
+        column = next((name for name in ("text", "caption") if name in self._file.schema_arrow.names), None)
+        if column is None:
+            return None
+        found = self._file.read(columns=[column]).column(column).to_pylist()
+        if (bad := next((row for row, text in enumerate(found) if not isinstance(text, str)), None)) is not None:
+            raise UserError(f"{self.path}: row {bad} of '{column}' holds no text: give every image a caption")
+        return [str(text) for text in found]
 
     def batches(self, size: int) -> Iterator[Batch]:
         def images() -> Iterator[tuple[str, Pixels, int | None]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pagoda_bench.metrics.authenticity import authentic
+from pagoda_bench.metrics.cas import classifier_accuracy
 from pagoda_bench.metrics.clip_score import clip_score, cosines
 from pagoda_bench.metrics.diversity import diversity
 from pagoda_bench.metrics.feature_set import FeatureSet
@@ -131,8 +132,23 @@ def diversity_of_images(generated: FeatureSet, reference: FeatureSet | None, set
     images, distance = generated.need("images"), generated.need("distance")
     found = diversity(images, distance, settings.pairs, generated.labels, settings.seed)
     spread_of = f"{found.pairs} pairs" if generated.labels is None else "the classes"
+    within = {"pairs_within": "the set" if generated.labels is None else "each class"}
     detail: dict[str, Any] = {"pairs": found.pairs}
-    return {"lpips_diversity": Value(value=found.mean, spread=found.std, spread_of=spread_of, detail=detail)}
+    value = Value(value=found.mean, spread=found.std, spread_of=spread_of, detail=detail, protocol=within)
+    return {"lpips_diversity": value}
+
+
+def trained_classifier(generated: FeatureSet, reference: FeatureSet | None, settings: Settings) -> Values:
+    real = _given(reference)
+    found = classifier_accuracy(
+        (generated.need("images"), generated.need("labels")),
+        (real.need("images"), real.need("labels")),
+        settings.steps,
+        settings.seed,
+    )
+    stderr = bootstrap_mean(found.right, settings.draws, settings.seed).stderr if settings.draws > 1 else None
+    detail = {"by_class": {str(label): share for label, share in found.by_class.items()}}
+    return {"cas": Value(value=found.value, stderr=stderr, detail=detail)}
 
 
 def _given(reference: FeatureSet | None) -> FeatureSet:

@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.extractors.base import Extractor
@@ -63,19 +65,33 @@ class Reference:
             if statistics is not None:
                 moments = Moments.of(statistics.n or UNKNOWN_N, statistics.mean, statistics.covariance)
                 self._sets[mark] = FeatureSet(moments=moments)
-            elif self.gathered is None or not (measure.key in self.gathered.rows or measure.key in self.gathered.moments):
+            elif self.gathered is None or not (
+                measure.key in self.gathered.rows or measure.key in self.gathered.moments or self.gathered.images is not None
+            ):
                 raise UserError(f"'{measure.metric}' needs real images, and {self.where} has statistics alone: give the images")
             else:
-                self._sets[mark] = block_features(self.gathered, measure.key, 0)
+                self._sets[mark] = block_features(self.gathered, measure.key, 0, extractors)
         return self._sets[mark]
 
 
-def block_features(gathered: Gathered, key: Feature, block: int) -> FeatureSet:
+def block_features(gathered: Gathered, key: Feature, block: int, extractors: Mapping[str, Extractor]) -> FeatureSet:
     """What was gathered of one feature on one block; rows stand for features and for logits alike."""
+    part, extractor = gathered.bounds(block), extractors[key[0]]
     rows = gathered.block_rows(key, block) if key in gathered.rows else None
     moments = gathered.moments[key][block] if key in gathered.moments else None
-    labels = None if gathered.labels is None else gathered.labels[gathered.bounds(block)]
-    return FeatureSet(features=rows, logits=rows, moments=moments, labels=labels)
+
+    def distance(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.floating]:
+        return extractor.distance(_tensor(a), _tensor(b)).cpu().numpy()
+
+    return FeatureSet(
+        features=rows,
+        logits=rows,
+        moments=moments,
+        texts=gathered.texts[key[0]][part] if key[0] in gathered.texts else None,
+        labels=None if gathered.labels is None else gathered.labels[part],
+        images=None if gathered.images is None else gathered.images[part],
+        distance=None if gathered.images is None else distance,
+    )
 
 
 def needs(
@@ -88,6 +104,8 @@ def needs(
     """What to keep of the samples (blocks of `n` images) and of the reference (`reference_n` images; None: no images)."""
     moments: tuple[set[Feature], set[Feature]] = (set(), set())
     rows: tuple[set[Feature], set[Feature]] = (set(), set())
+    texts: set[str] = set()
+    pixels = [False, False]
     for measure in chosen:
         for side, fields in enumerate((measure.line.generated, measure.line.reference)):
             published = (
@@ -102,9 +120,13 @@ def needs(
                 dimensions = extractors[measure.extractor].dimensions[measure.feature]
                 short = not published and max(n, reference_n or 0) <= dimensions
                 (rows if short else moments)[side].add(measure.key)
-            elif fields:
+            elif "features" in fields or "logits" in fields:
                 rows[side].add(measure.key)
-    return Wanted(frozenset(moments[0]), frozenset(rows[0])), Wanted(frozenset(moments[1]), frozenset(rows[1]))
+            pixels[side] |= "images" in fields
+        if "texts" in measure.line.generated:
+            texts.add(measure.extractor)
+    mine = Wanted(frozenset(moments[0]), frozenset(rows[0]), frozenset(texts), pixels[0])
+    return mine, Wanted(frozenset(moments[1]), frozenset(rows[1]), pixels=pixels[1])
 
 
 def values(
@@ -119,7 +141,7 @@ def values(
         groups.setdefault((measure.key, measure.settings.model_dump_json(), published, compared), []).append(measure)
     found: dict[str, Value] = {}
     for (key, _, _, compared), group in groups.items():
-        generated = sets.setdefault(key, block_features(samples, key, block))
+        generated = sets.setdefault(key, block_features(samples, key, block, extractors))
         reference = real.features(group[0], extractors) if real is not None and compared else None
         found |= compute([measure.metric for measure in group], generated, reference, group[0].settings)
     return found
@@ -140,7 +162,7 @@ def marks(measure: Measure, n: int, reference: Reference | None, extractors: Map
 
 def check_self(measure: Measure, block: Gathered, reference: Reference, extractors: Mapping[str, Extractor]) -> None:
     """`block` is the reference itself, through the way of the samples: its distance must be 0 to rounding."""
-    features = block_features(block, measure.key, 0)
+    features = block_features(block, measure.key, 0, extractors)
     distance = compute([measure.metric], features, reference.features(measure, extractors))[measure.metric].value
     if features.features is not None:
         size = float(np.square(features.features, dtype=np.float64).sum()) / features.n
@@ -152,3 +174,8 @@ def check_self(measure: Measure, block: Gathered, reference: Reference, extracto
             f"self-check: {measure.metric} of {reference.where} to itself is {distance:.6g}, not 0: its features are not those "
             "of these images under this protocol (clear the cache, or make the statistics again)"
         )
+
+
+def _tensor(images: NDArray[np.uint8]) -> torch.Tensor:
+    """uint8 (N, H, W, 3) to (N, 3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))

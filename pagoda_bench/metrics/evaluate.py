@@ -7,6 +7,7 @@ for score in evaluate("samples.npz", "real/", metrics=["fid", "prdc"], protocol=
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any
 from pagoda_bench.artifacts.provenance import code_revision, versions
 from pagoda_bench.errors import UserError
 from pagoda_bench.metrics import compute
+from pagoda_bench.metrics.captions import captions_of
 from pagoda_bench.metrics.computations import least
 from pagoda_bench.metrics.compute import Reference
 from pagoda_bench.metrics.extractors import load_extractor
@@ -51,6 +53,7 @@ def evaluate(
     precision: Precision = "float32",
     batch: int = BATCH,
     crop: Crop | None = None,
+    captions: str | Path | Sequence[str] | None = None,
     labels: str = NOT_STATED,
     guidance: str = NOT_STATED,
     self_check: bool = False,
@@ -63,7 +66,8 @@ def evaluate(
     sets from different seeds. One set with `seeds` > 1 is cut into as many consecutive blocks. Each block is scored by itself,
     with the first `n` images of each set (default: all). `reference` is the like, or a file of statistics; None where no metric
     needs it. `extractors` are networks in memory, by name, for a training loop; `weights` are their files. `extractor` is
-    one by name or "module:object" that takes the place of the protocol's own. `crop` is for the reference alone.
+    one by name or "module:object" that takes the place of the protocol's own. `crop` is for the reference alone. `captions`
+    are the texts of a CLIP score (`captions.captions_of`), the same for every set; default: those of the images' source.
 
     Raises `UserError` in one line for unusable input, and before any image is read where that can be told.
     """
@@ -82,12 +86,14 @@ def evaluate(
         networks[extractor] = networks.get(extractor) or load_extractor(
             extractor, (weights or {}).get(extractor), device, precision
         )
-        own = (extractor, next(iter(networks[extractor].dimensions)))
+        own = (extractor, next(iter(networks[extractor].dimensions), ""))
     chosen = measures(protocol, metrics, own)
     per_block, rest = divmod(count, seeds)
     if rest or not per_block:
         raise UserError(f"{streams[0].where}: {count:,} images cannot be cut into {seeds} equal blocks: choose --n or --seeds")
     _check_counts(chosen, per_block, streams[0].where)
+    speaking = any("texts" in measure.line.generated for measure in chosen)
+    texts = [captions_of(stream, captions, count) if speaking else None for stream in streams]
     for name in dict.fromkeys(measure.extractor for measure in chosen):
         networks[name] = networks.get(name) or load_extractor(name, (weights or {}).get(name), device, precision)
     used = {name: networks[name] for name in dict.fromkeys(measure.extractor for measure in chosen)}
@@ -96,7 +102,10 @@ def evaluate(
     real, wanted = _reference(reference, reference_n, chosen, used, per_block, crop, cache, progress, options)
     if self_check:
         _check_self(reference, real, chosen, used, crop, options)
-    parts = [gather(s, used, wanted, n=count, blocks=seeds, progress=_told(progress, "samples"), **options) for s in streams]
+    parts = [
+        gather(s, used, wanted, n=count, blocks=seeds, captions=its, progress=_told(progress, "samples"), **options)
+        for s, its in zip(streams, texts, strict=True)
+    ]
     for stream, part in zip(streams, parts, strict=True):
         if part.size != parts[0].size:
             sizes = f"{_size(part.size)} px and {streams[0].where} {_size(parts[0].size)}"
@@ -104,7 +113,7 @@ def evaluate(
     if len(parts) > 1 or seeds > 1:  # the blocks say how much it varies; nothing has to be drawn again
         chosen = [replace(m, settings=m.settings.model_copy(update={"draws": 0})) for m in chosen]
     blocks = [compute.values(chosen, part, number, real, used) for part in parts for number in range(part.blocks)]
-    common = Common(per_block, parts[0].size, labels, guidance, batch)
+    common = Common(per_block, parts[0].size, labels, guidance, batch, _prompts(parts))
     provenance = {
         "samples": [stream.where for stream in streams],
         "device": next(iter(used.values())).device.type,
@@ -123,6 +132,7 @@ class Common:
     labels: str
     guidance: str
     batch: int
+    prompts: str | None  # SHA-256 of the captions
 
 
 def _reference(
@@ -148,7 +158,7 @@ def _reference(
         _check_counts(comparing, count, stream.where if stream else "")
     mine, its = compute.needs(chosen, networks, per_block, count, statistics)
     gathered = None
-    if stream is not None and (its.moments or its.rows):
+    if stream is not None and (its.moments or its.rows or its.pixels):
         told = _told(progress, "reference")
         gathered = (
             cached(cache, stream, networks, its, n=count, progress=told, **options)
@@ -232,6 +242,7 @@ def _score(
         guidance=common.guidance,
         crop=real.crop if real else None,
         batch=common.batch,
+        prompts=common.prompts,
         **measure.settings.protocol(measure.metric),
     ).of(measure.metric)
     stderr, source = summary.stderr, f"{len(found)} disjoint blocks"
@@ -253,7 +264,13 @@ def _score(
         unit=measure.line.unit,
         range=_range(measure.line.low, measure.line.high),
         marks=notes,
-        protocol={"preset": measure.preset, "feature": measure.feature, **protocol.to_dict(), "resolution": _size(common.size)},
+        protocol={
+            "preset": measure.preset,
+            "feature": measure.feature,
+            **protocol.to_dict(),
+            **found[0].protocol,
+            "resolution": _size(common.size),
+        },
         provenance={**provenance, "reference": real.where if real else None, "paper": measure.line.paper},
     )
 
@@ -268,6 +285,12 @@ def _check_counts(chosen: Sequence[Measure], n: int, where: str) -> None:
         needed = least(measure.metric, measure.line.least, measure.settings)
         if n < needed:
             raise UserError(f"{where}: {n:,} images are too few for '{measure.metric}': it needs at least {needed:,}")
+
+
+def _prompts(parts: Sequence[Gathered]) -> str | None:
+    """SHA-256 of all captions: of one set where all sets have the same."""
+    each = list(dict.fromkeys(part.captions for part in parts if part.captions))
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest() if each else None
 
 
 def _size(size: tuple[int, int]) -> int | str:

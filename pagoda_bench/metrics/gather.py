@@ -37,6 +37,8 @@ class Wanted:
 
     moments: frozenset[Feature] = frozenset()
     rows: frozenset[Feature] = frozenset()
+    texts: frozenset[str] = frozenset()  # extractors that read the captions
+    pixels: bool = False  # the images themselves
 
     def of(self, extractor: str) -> list[str]:
         """The features of one extractor."""
@@ -50,8 +52,12 @@ class Gathered:
     n: int
     size: tuple[int, int]  # height and width of the images
     blocks: int = 1
+    start: int = 0  # images of the whole set that come before these, on other workers
     moments: dict[Feature, list[Moments]] = field(default_factory=dict)
     rows: dict[Feature, NDArray[np.float32]] = field(default_factory=dict)
+    texts: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # (n, d) by extractor
+    captions: str | None = None  # SHA-256 of them
+    images: NDArray[np.uint8] | None = None  # (n, H, W, 3)
     labels: NDArray[np.int64] | None = None
 
     def bounds(self, block: int) -> slice:
@@ -69,6 +75,8 @@ def gather(
     *,
     n: int | None = None,
     blocks: int = 1,
+    start: int = 0,
+    captions: Sequence[str] | None = None,
     batch: int = BATCH,
     memory_limit: int = MEMORY_LIMIT,
     scratch: Path | None = None,
@@ -76,7 +84,9 @@ def gather(
 ) -> Gathered:
     """The first `n` images (default: all) through every extractor that `wanted` names.
 
-    Rows past `memory_limit` bytes go to files in `scratch` (default: a temporary folder that lasts as long as the process).
+    `captions` has a text for each image, where `wanted.texts` asks for their embeddings. A worker whose stream is a part of a
+    set says how many images come before it (`start`); `merge` joins the parts then as one pass over the set gives them. Rows
+    past `memory_limit` bytes go to files in `scratch` (default: the temporary folder).
     Raises `UserError` for too few images, and for features that are not finite, naming the image.
     """
     count = stream.n if n is None else n
@@ -84,20 +94,32 @@ def gather(
         raise UserError(f"{stream.where} has {stream.n:,} images and {count:,} are asked for: make more, or lower n")
     if not 1 <= blocks <= count:
         raise UserError(f"{stream.where}: {count:,} images cannot be cut into {blocks} parts: take fewer seeds")
-    found = Gathered(count, (0, 0), blocks)
+    found = Gathered(count, (0, 0), blocks, start)
     for name, feature in wanted.moments:
-        found.moments[name, feature] = [Moments(extractors[name].dimensions[feature]) for _ in range(blocks)]
+        # A block is a set of its own; a whole stream may be a part of one.
+        begins = [start if blocks == 1 else 0] * blocks
+        found.moments[name, feature] = [Moments(extractors[name].dimensions[feature], begin) for begin in begins]
     _allocate(found, extractors, wanted, memory_limit, scratch)
     labels: list[NDArray[np.int64]] | None = []
+    embeddings: dict[str, list[NDArray[np.float32]]] = {}
     done = 0
     for images, its_labels in stream.batches(batch):
         images = images[: count - done]
-        found.size = found.size if done else (images.shape[1], images.shape[2])
+        if not done:
+            found.size = (images.shape[1], images.shape[2])
+            if wanted.pixels:
+                room = memory_limit - sum(rows.nbytes for rows in found.rows.values() if not isinstance(rows, np.memmap))
+                found.images = _array((count, *images.shape[1:]), np.uint8, room, scratch)
+        if found.images is not None:
+            found.images[done : done + len(images)] = images
         pixels = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))  # a copy: a file's buffer is read-only
         for name, extractor in extractors.items():
             if names := wanted.of(name):
                 for feature, value in extractor(pixels, names).items():
                     _keep(found, (name, feature), value.cpu().numpy(), done, stream.where)
+        for name in wanted.texts:
+            read = extractors[name].text(_part_of(captions, done, len(images), stream.where)).cpu().numpy()
+            embeddings.setdefault(name, []).append(read)
         if labels is not None:
             labels = None if its_labels is None else [*labels, its_labels[: count - done]]
         done += len(images)
@@ -108,6 +130,9 @@ def gather(
     if done < count:
         raise UserError(f"{stream.where} ended after {done:,} of {count:,} images: copy or make it again")
     found.labels = np.concatenate(labels) if labels else None
+    found.texts = {name: np.concatenate(parts) for name, parts in embeddings.items()}
+    if captions is not None and wanted.texts:
+        found.captions = hashlib.sha256(json.dumps(list(captions[:count])).encode()).hexdigest()
     return found
 
 
@@ -116,13 +141,16 @@ def merge(parts: Sequence[Gathered]) -> Gathered:
     first = parts[0]
     if any(part.blocks != 1 or part.size != first.size for part in parts):
         raise ValueError("only whole parts of images of one size can be merged")
-    found = Gathered(sum(part.n for part in parts), first.size)
-    for key, (start,) in first.moments.items():
-        total = Moments(len(start.mean))
+    found = Gathered(sum(part.n for part in parts), first.size, start=first.start)
+    for key, (begin,) in first.moments.items():
+        total = Moments(len(begin.mean), first.start)
         for part in parts:
             total.merge(part.moments[key][0])
         found.moments[key] = [total]
     found.rows = {key: np.concatenate([part.rows[key] for part in parts]) for key in first.rows}
+    found.texts = {key: np.concatenate([part.texts[key] for part in parts]) for key in first.texts}
+    if all(part.images is not None for part in parts):
+        found.images = np.concatenate([part.images for part in parts if part.images is not None])
     if all(part.labels is not None for part in parts):
         found.labels = np.concatenate([part.labels for part in parts if part.labels is not None])
     return found
@@ -151,8 +179,8 @@ def cached(
         if (part := _load(path(feature, ".rows.npz"))) is not None:
             found.rows[feature], found.size = part["rows"], (int(part["size"][0]), int(part["size"][1]))
             found.labels = part["labels"] if len(part["labels"]) else None
-    missing = Wanted(wanted.moments - set(found.moments), wanted.rows - set(found.rows))
-    if not missing.moments and not missing.rows:
+    missing = Wanted(wanted.moments - set(found.moments), wanted.rows - set(found.rows), pixels=wanted.pixels)
+    if not missing.moments and not missing.rows and not missing.pixels:
         return found
     new = gather(stream, extractors, missing, n=n, **options)
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,13 +196,23 @@ def cached(
 
 def _allocate(found: Gathered, extractors: Mapping[str, Extractor], wanted: Wanted, limit: int, scratch: Path | None) -> None:
     shapes = {(name, f): (found.n, extractors[name].dimensions[f]) for name, f in sorted(wanted.rows)}
-    if sum(4 * a * b for a, b in shapes.values()) <= limit:
-        found.rows = {key: np.empty(shape, np.float32) for key, shape in shapes.items()}
-        return
-    for key, shape in shapes.items():
-        # Without a name once it is open, so that the space comes back however the process ends.
-        with tempfile.TemporaryFile(dir=scratch) as file:
-            found.rows[key] = np.memmap(file, np.float32, "w+", shape=shape)
+    fits = sum(4 * a * b for a, b in shapes.values()) <= limit
+    found.rows = {key: _array(shape, np.float32, limit if fits else 0, scratch) for key, shape in shapes.items()}
+
+
+def _array(shape: tuple[int, ...], dtype: type[np.generic], limit: int, scratch: Path | None) -> NDArray[Any]:
+    """In memory, or, where it has more than `limit` bytes, in a file."""
+    if int(np.prod(shape)) * np.dtype(dtype).itemsize <= limit:
+        return np.empty(shape, dtype)
+    # Without a name once it is open, so that the space comes back however the process ends.
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        return np.memmap(file, dtype, "w+", shape=shape)
+
+
+def _part_of(captions: Sequence[str] | None, start: int, count: int, where: str) -> Sequence[str]:
+    if captions is None or len(captions) < start + count:
+        raise UserError(f"{where} has {0 if captions is None else len(captions):,} captions, fewer than images: give one each")
+    return captions[start : start + count]
 
 
 def _keep(found: Gathered, key: Feature, value: NDArray[np.float32], start: int, where: str) -> None:

@@ -27,16 +27,16 @@ class Generated(Stream):
         if n < 1 or first < 0:
             raise UserError(f"{where}: samples {first} to {first + n - 1} are none: give --n and a first index of 0 or more")
         self.where, self.n = where, n
-        self._config, self._sampler, self._first = config, sampler, first
+        self._config, self._sampler, self.first = config, sampler, first
         self.labels = f"balanced over {sampler.classes} classes"
 
     def digest(self) -> str:
         """Of the recipe and the indices: they determine the images."""
-        return hashlib.sha256(f"{canonical(self._config)} {self._first} {self.n}".encode()).hexdigest()
+        return hashlib.sha256(f"{canonical(self._config)} {self.first} {self.n}".encode()).hexdigest()
 
     def batches(self, size: int) -> Iterator[Batch]:
-        for start in range(self._first, self._first + self.n, size):
-            indices = np.arange(start, min(start + size, self._first + self.n), dtype=np.int64)
+        for start in range(self.first, self.first + self.n, size):
+            indices = np.arange(start, min(start + size, self.first + self.n), dtype=np.int64)
             labels = indices % self._sampler.classes
             images, _ = self._sampler.sample(indices, labels)
             if images.dtype != np.uint8 or images.shape[0] != len(indices) or images.shape[3:] != (3,):

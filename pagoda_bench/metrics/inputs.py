@@ -87,6 +87,10 @@ class Stream(ABC):
     def digest(self) -> str:
         """SHA-256 over the content (not the name): what a cache of features is keyed by."""
 
+    def texts(self) -> list[str] | None:
+        """The caption of each image, in order, where the source has them. Raises `UserError` where only some have one."""
+        return None
+
     @abstractmethod
     def batches(self, size: int) -> Iterator[Batch]:
         """All images from the first, `size` at a time; the last batch may be smaller."""
@@ -152,6 +156,20 @@ class Files(Stream):
                     bad.add(name, error)
         bad.raise_if_any(self.n)
         return found.hexdigest()
+
+    def texts(self) -> list[str] | None:
+        """Of "x.txt" beside "x.png"."""
+        with open_source(self.path) as source:
+            there = set(source.names)
+            names = [f"{name.rpartition('.')[0]}.txt" for name in self.names]
+            if not there & set(names):
+                return None
+            if missing := [name for name in names if name not in there]:
+                raise UserError(f"{self.path} has captions, but no '{missing[0]}': give every image one")
+            try:
+                return [source.read(name).decode("utf-8", "replace").strip() for name in names]
+            except BadFile as error:
+                raise UserError(f"{self.path}: a caption {error}: replace it") from None
 
     def batches(self, size: int) -> Iterator[Batch]:
         with open_source(self.path) as source, decoding(), ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:

@@ -39,10 +39,10 @@ _ONLY = {
     "projections": {"mind"},
     "points": {"fid_infinity"},
     "kernel": {"kid", "cmmd", "vendi"},
-    "convention": {"clip_score"},
+    "convention": {"clip_score", "cas"},
     "prompts": {"clip_score"},
     "pairs": {"lpips_diversity"},
-    "seed": {"kid", "mind", "fid_infinity", "lpips_diversity"},
+    "seed": {"kid", "mind", "fid_infinity", "lpips_diversity", "cas"},
 }
 _WITHOUT_REFERENCE = {"is", "vendi", "clip_score", "lpips_diversity"}
 
@@ -75,7 +75,7 @@ class Protocol(Config):
     kernel: str | None = None
     projections: int | None = None  # of MIND
     points: int | None = None  # of the line of FID-infinity
-    convention: str | None = None  # of the CLIP score
+    convention: str | None = None  # of the CLIP score; which classifier, trained how, of the classifier accuracy score
     prompts: str | None = None  # SHA-256 of the texts
     pairs: int | None = None  # of the diversity
     seed: int | None = None  # of what a metric draws itself

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pagoda_bench.errors import UserError, nearest
 from pagoda_bench.metrics import computations as of
@@ -70,195 +70,169 @@ class Metric:
         return tuple(found)
 
 
-def _table(*metrics: Metric) -> dict[str, Metric]:
-    return {each.name: each for each in metrics}
-
-
-_FRECHET_NEEDS = ("features|moments",)
-_HEUSEL = "Heusel et al. 2017, arXiv 1706.08500"
-_KYNKAANNIEMI = "Kynkaanniemi et al. 2019, arXiv 1904.06991"
-_NAEEM = "Naeem et al. 2020, arXiv 2002.09797"
-
-
-def _frechet(name: str, title: str, extractor: str, paper: str, published: int = 50_000) -> Metric:
-    return Metric(
-        name=name,
-        title=title,
-        extractor=extractor,
-        generated=_FRECHET_NEEDS,
-        reference=_FRECHET_NEEDS,
-        better="lower",
-        unit="features squared",
-        low=0,
-        high=INFINITY,
-        paper=paper,
-        least=2,
-        published=published,
-        bootstrap="",
-        compute=of.frechet,
-        key="frechet",
-    )
-
-
-def _near(name: str, high: float, paper: str, bootstrap: str) -> Metric:
-    return Metric(
-        name=name,
-        title=name.capitalize(),
-        extractor="any",
-        generated=("features",),
-        reference=("features",),
-        better="higher",
-        unit="fraction of the images" if high == 1 else "balls over k",
-        low=0,
-        high=high,
-        paper=paper,
-        least=2,
-        published=10_000,
-        bootstrap=bootstrap,
-        compute=of.near,
-        key=name,
-    )
-
-
-def _alone(name: str, **fields: object) -> Metric:
-    """A metric with the features of both sides, unless `fields` says otherwise."""
-    defaults: dict[str, object] = {
+def _metric(name: str, title: str, paper: str, compute: Compute, **fields: Any) -> tuple[str, Metric]:
+    """A line; what is not said is as for most of them."""
+    usual: dict[str, Any] = {
         "extractor": "inception",
         "generated": ("features",),
         "reference": ("features",),
+        "better": "lower",
         "unit": "none",
         "low": 0,
         "high": INFINITY,
         "least": 2,
+        "published": 50_000,
         "bootstrap": "",
         "key": name,
     }
-    return Metric(**{"name": name, **defaults, **fields})  # type: ignore[arg-type]
+    return name, Metric(name=name, title=title, paper=paper, compute=compute, **(usual | fields))
 
 
-METRICS: dict[str, Metric] = _table(
-    _frechet("fid", "FID", "inception", _HEUSEL),
-    _frechet("sfid", "sFID", "inception-spatial", "Nash et al. 2021, arXiv 2103.03841"),
-    _frechet("fd_dinov2", "FD-DINOv2", "dinov2", "Stein et al. 2023, arXiv 2306.04675"),
-    _frechet("fd", "Frechet distance", "any", f"{_HEUSEL}, with other features"),
-    _alone(
-        "fid_infinity",
-        title="FID-infinity",
-        better="lower",
-        unit="features squared",
-        low=-INFINITY,
-        reference=_FRECHET_NEEDS,
-        paper="Chong and Forsyth 2020, arXiv 1911.07023",
-        least=30,
-        published=50_000,
-        compute=of.infinity,
-    ),
-    _alone(
-        "per_class_fid",
-        title="Per-class FID, mean",
-        better="lower",
-        unit="features squared",
-        generated=("features", "labels"),
-        reference=("features", "labels"),
-        paper="Miyato and Koyama 2018, arXiv 1802.05637",
-        published=50_000,
-        compute=of.per_class,
-    ),
-    _alone(
-        "kid",
-        title="KID",
-        better="lower",
-        low=-INFINITY,
-        paper="Binkowski et al. 2018, arXiv 1801.01401",
-        published=10_000,
-        bootstrap="images drawn again, pairs of copies left out",
-        compute=of.kernel_distance,
-    ),
-    _alone(
-        "is",
-        title="Inception Score",
-        better="higher",
-        low=1,
-        generated=("logits",),
-        reference=(),
-        paper="Salimans et al. 2016, arXiv 1606.03498",
-        published=50_000,
-        compute=of.classifier_score,
-    ),
-    _near("precision", 1, _KYNKAANNIEMI, "generated images drawn again, manifolds held fixed"),
-    _near("recall", 1, _KYNKAANNIEMI, "real images drawn again, manifolds held fixed"),
-    _near("density", INFINITY, _NAEEM, ""),
-    _near("coverage", 1, _NAEEM, ""),
-    _alone(
-        "clip_score",
-        title="CLIP score",
-        extractor="clip",
-        better="higher",
-        unit="by convention",
-        generated=("features", "texts"),
-        reference=(),
-        paper="Hessel et al. 2021, arXiv 2104.08718",
-        least=1,
-        published=30_000,
-        bootstrap="pairs of image and text drawn again",
-        compute=of.text_fit,
-    ),
-    _alone(
-        "cmmd",
-        title="CMMD",
-        extractor="clip",
-        better="lower",
-        unit="1/1000",
-        high=4000,
-        paper="Jayasumana et al. 2024, arXiv 2401.09603",
-        published=30_000,
-        compute=of.clip_discrepancy,
-    ),
-    _alone(
-        "mind",
-        title="MIND",
-        better="lower",
-        unit="features squared",
-        paper="Berthet et al. 2026, arXiv 2605.06797",
-        published=5_000,
-        compute=of.sliced,
-    ),
-    _alone(
-        "vendi",
-        title="Vendi score",
-        extractor="any",
-        better="higher",
-        unit="images",
-        low=1,
-        reference=(),
-        paper="Friedman and Dieng 2023, arXiv 2210.02410",
-        least=1,
-        published=10_000,
-        compute=of.diversity_of_features,
-    ),
-    _alone(
-        "authenticity",
-        title="Authenticity",
-        extractor="dinov2",
-        better="higher",
-        unit="percent of the images",
-        high=100,
-        paper="Alaa et al. 2022, arXiv 2102.08921",
-        published=10_000,
-        compute=of.memorisation,
-    ),
-    _alone(
-        "lpips_diversity",
-        title="LPIPS diversity",
-        extractor="none",
-        better="higher",
-        unit="of the distance",
-        generated=("images", "distance"),
-        reference=(),
-        paper="Zhu et al. 2017, arXiv 1711.11586; Zhang et al. 2018, arXiv 1801.03924",
-        published=1_000,
-        compute=of.diversity_of_images,
-    ),
+_HEUSEL = "Heusel et al. 2017, arXiv 1706.08500"
+_KYNKAANNIEMI = "Kynkaanniemi et al. 2019, arXiv 1904.06991"
+_NAEEM = "Naeem et al. 2020, arXiv 2002.09797"
+_STATISTICS = ("features|moments",)
+_SQUARED: dict[str, Any] = {"unit": "features squared"}
+_FRECHET: dict[str, Any] = {"generated": _STATISTICS, "reference": _STATISTICS, "key": "frechet", **_SQUARED}
+_NEAR: dict[str, Any] = {"extractor": "any", "better": "higher", "published": 10_000}
+_SHARE: dict[str, Any] = {"unit": "fraction of the images", "high": 1}
+_ALONE: dict[str, Any] = {"reference": (), "better": "higher"}
+
+METRICS: dict[str, Metric] = dict(
+    [
+        _metric("fid", "FID", _HEUSEL, of.frechet, **_FRECHET),
+        _metric("sfid", "sFID", "Nash et al. 2021, arXiv 2103.03841", of.frechet, extractor="inception-spatial", **_FRECHET),
+        _metric("fd_dinov2", "FD-DINOv2", "Stein et al. 2023, arXiv 2306.04675", of.frechet, extractor="dinov2", **_FRECHET),
+        _metric("fd", "Frechet distance", f"{_HEUSEL}, with other features", of.frechet, extractor="any", **_FRECHET),
+        _metric(
+            "fid_infinity",
+            "FID-infinity",
+            "Chong and Forsyth 2020, arXiv 1911.07023",
+            of.infinity,
+            reference=_STATISTICS,
+            low=-INFINITY,
+            least=30,
+            **_SQUARED,
+        ),
+        _metric(
+            "per_class_fid",
+            "Per-class FID, mean",
+            "Miyato and Koyama 2018, arXiv 1802.05637",
+            of.per_class,
+            generated=("features", "labels"),
+            reference=("features", "labels"),
+            **_SQUARED,
+        ),
+        _metric(
+            "kid",
+            "KID",
+            "Binkowski et al. 2018, arXiv 1801.01401",
+            of.kernel_distance,
+            low=-INFINITY,
+            published=10_000,
+            bootstrap="images drawn again, pairs of copies left out",
+        ),
+        _metric(
+            "is",
+            "Inception Score",
+            "Salimans et al. 2016, arXiv 1606.03498",
+            of.classifier_score,
+            generated=("logits",),
+            low=1,
+            **_ALONE,
+        ),
+        _metric(
+            "precision",
+            "Precision",
+            _KYNKAANNIEMI,
+            of.near,
+            bootstrap="generated images drawn again, manifolds held fixed",
+            **_NEAR,
+            **_SHARE,
+        ),
+        _metric(
+            "recall",
+            "Recall",
+            _KYNKAANNIEMI,
+            of.near,
+            bootstrap="real images drawn again, manifolds held fixed",
+            **_NEAR,
+            **_SHARE,
+        ),
+        _metric("density", "Density", _NAEEM, of.near, unit="balls over k", **_NEAR),
+        _metric("coverage", "Coverage", _NAEEM, of.near, **_NEAR, **_SHARE),
+        _metric(
+            "clip_score",
+            "CLIP score",
+            "Hessel et al. 2021, arXiv 2104.08718",
+            of.text_fit,
+            extractor="clip",
+            generated=("features", "texts"),
+            unit="by convention",
+            low=-1,
+            least=1,
+            published=30_000,
+            bootstrap="pairs of image and text drawn again",
+            **_ALONE,
+        ),
+        _metric(
+            "cmmd",
+            "CMMD",
+            "Jayasumana et al. 2024, arXiv 2401.09603",
+            of.clip_discrepancy,
+            extractor="clip",
+            unit="1/1000",
+            high=4000,
+            published=30_000,
+        ),
+        _metric("mind", "MIND", "Berthet et al. 2026, arXiv 2605.06797", of.sliced, published=5_000, **_SQUARED),
+        _metric(
+            "vendi",
+            "Vendi score",
+            "Friedman and Dieng 2023, arXiv 2210.02410",
+            of.diversity_of_features,
+            extractor="any",
+            unit="images",
+            low=1,
+            least=1,
+            published=10_000,
+            **_ALONE,
+        ),
+        _metric(
+            "authenticity",
+            "Authenticity",
+            "Alaa et al. 2022, arXiv 2102.08921",
+            of.memorisation,
+            extractor="dinov2",
+            better="higher",
+            unit="percent of the images",
+            high=100,
+            published=10_000,
+        ),
+        _metric(
+            "lpips_diversity",
+            "LPIPS diversity",
+            "Zhu et al. 2017, arXiv 1711.11586; Zhang et al. 2018, arXiv 1801.03924",
+            of.diversity_of_images,
+            extractor="none",
+            generated=("images", "distance"),
+            unit="of the distance",
+            published=1_000,
+            **_ALONE,
+        ),
+        _metric(
+            "cas",
+            "Classification accuracy score",
+            "Ravuri and Vinyals 2019, arXiv 1905.10887",
+            of.trained_classifier,
+            extractor="none",
+            generated=("images", "labels"),
+            reference=("images", "labels"),
+            better="higher",
+            bootstrap="real images drawn again, classifier held fixed",
+            **_SHARE,
+        ),
+    ]
 )
 
 

@@ -34,6 +34,7 @@ SAID = {
     "batch": "batch of the extractor",
     "distances": "precision of the distances",
     "subset": "images a subset",
+    "prompts": "captions",
 }
 
 

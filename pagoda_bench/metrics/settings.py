@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from pagoda_bench.metrics.cas import describe
 from pagoda_bench.recipes.base import Config, result_neutral
 
 
@@ -20,11 +21,12 @@ class Settings(Config):
     shuffle: int | None = None  # seed of the order of the images for it
     subsets: int = Field(100, ge=1)  # of KID
     subset: int = Field(1000, ge=2)  # images in each
-    seed: int = 2020  # of KID, MIND, FID-infinity and diversity
+    seed: int = 2020  # of KID, MIND, FID-infinity, diversity and the classifier
     points: int = Field(15, ge=2)  # of the line of FID-infinity
     projections: int = Field(1000, ge=1)  # of MIND
     convention: Literal["percent", "cosine", "clipscore"] = "percent"  # of the CLIP score
     pairs: int = Field(1000, ge=1)  # of the diversity
+    steps: int = Field(500, ge=1)  # of the training of the classifier accuracy score
     draws: int = Field(200, ge=0)  # of the bootstrap; 0: none
     device: str = result_neutral("cpu")
 
@@ -44,7 +46,7 @@ class Settings(Config):
             "kernel": kernels.get(metric),
             "projections": self.projections,
             "points": self.points,
-            "convention": self.convention,
+            "convention": describe(self.steps) if metric == "cas" else self.convention,
             "pairs": self.pairs,
             "seed": self.seed,
         }

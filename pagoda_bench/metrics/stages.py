@@ -21,12 +21,10 @@ from pagoda_bench.metrics.inception_score import inception_score
 from pagoda_bench.metrics.neighbours import neighbours
 from pagoda_bench.metrics.protocol import Protocol
 from pagoda_bench.nets.features import FeatureModel, load_features
-from pagoda_bench.recipes.data import DataConfig, Split
 from pagoda_bench.recipes.stages import Generator, RealImages, Reference, Score, Upsampled
 from pagoda_bench.sampling.generators import ByClass, Sampler, load
 
 BATCH = 64  # always the same: float32 networks round differently at another batch size
-CHECKPOINT_SECONDS = 15.0
 GRID_ROWS, GRID_COLUMNS = 5, 10
 SPLITS = 10
 
@@ -106,20 +104,6 @@ def protocol(recipe: Score, classes: int, weights: Path) -> Protocol:
     )
 
 
-def noise_floor(data: DataConfig, model: FeatureModel, resolution: int, n: int, split: Split, ctx: StageContext) -> float:
-    """The Frechet distance between two disjoint sets of `n` real images: what no generator can be told apart below.
-
-    The same number as a score of `RealImages` against a reference of the same n.
-    """
-    images = open_dataset(data, ctx.data_path)
-    by_class, positions = ByClass(images, split), np.arange(n)
-    by_class.check_disjoint(n, n)
-    near, far = (
-        model.features(images.images(by_class.balanced(positions, end), resolution, split), BATCH)[0] for end in ("near", "far")
-    )
-    return frechet_from_features(near, far)
-
-
 @dataclass
 class Samples:
     """What is kept of the samples, in the order of their indices."""
@@ -156,22 +140,36 @@ def sample_grid(samples: Samples, first: int, sampler: Sampler) -> NDArray[np.ui
     return grid.reshape(GRID_ROWS * size, columns * size, 3)
 
 
+def shard(recipe: Score, ctx: StageContext, index: int, count: int) -> bool:
+    """Share `index` of `count` of the sampling: every `count`-th batch, kept in the work folder, where `score` takes it up.
+    Returns whether all batches are there."""
+    _check(recipe, ctx)
+    starts = range(0, recipe.n, BATCH)
+    mine = [start for start in starts[index::count] if not _part(ctx.work, start).exists()]
+    if mine:
+        model, sampler = load_features(recipe.reference.features, ctx), load(recipe.generator, ctx)
+    for done, start in enumerate(mine, 1):
+        _keep(ctx.work, start, _batch(recipe, sampler, model, _indices(recipe, start)))
+        ctx.progress(done, len(mine))
+    return all(_part(ctx.work, start).exists() for start in starts)
+
+
 def _sample(recipe: Score, sampler: Sampler, model: FeatureModel, ctx: StageContext) -> Samples:
-    """Samples, keeps features, and goes on after the last part in `ctx.work`. Batches never depend on where a run stopped."""
-    parts = _parts(ctx.work)
-    done = sum(len(part.features) for part in parts)
-    pending: list[Samples] = []
-    saved = time.monotonic()
-    while done < recipe.n:
-        indices = np.arange(recipe.first + done, recipe.first + min(done + BATCH, recipe.n), dtype=np.int64)
-        pending.append(_batch(recipe, sampler, model, indices))
-        done += len(indices)
-        if time.monotonic() - saved > CHECKPOINT_SECONDS and done < recipe.n:
-            parts.append(_join(pending))
-            save_atomic(_part(ctx.work, len(parts) - 1), parts[-1].write)
-            pending, saved = [], time.monotonic()
-        ctx.progress(done, recipe.n)
-    return _join([*parts, *pending])
+    """Samples, keeps features, batch by batch; those in `ctx.work`, of an earlier attempt or of another job, are taken from
+    there. Batches never depend on where a run stopped or who made them."""
+    parts: list[Samples] = []
+    for start in range(0, recipe.n, BATCH):
+        indices = _indices(recipe, start)
+        if not (path := _part(ctx.work, start)).exists():
+            _keep(ctx.work, start, _batch(recipe, sampler, model, indices))
+        with np.load(path) as arrays:
+            parts.append(Samples(**{name: arrays[name] for name in arrays.files}))
+        ctx.progress(start + len(indices), recipe.n)
+    return _join(parts)
+
+
+def _indices(recipe: Score, start: int) -> NDArray[np.int64]:
+    return np.arange(recipe.first + start, recipe.first + min(start + BATCH, recipe.n), dtype=np.int64)
 
 
 def _batch(recipe: Score, sampler: Sampler, model: FeatureModel, indices: NDArray[np.int64]) -> Samples:
@@ -200,16 +198,12 @@ def _batch(recipe: Score, sampler: Sampler, model: FeatureModel, indices: NDArra
     )
 
 
-def _part(work: Path, number: int) -> Path:
-    return work / f"part-{number:06d}.npz"
+def _part(work: Path, start: int) -> Path:
+    return work / f"batch-{start:08d}.npz"
 
 
-def _parts(work: Path) -> list[Samples]:
-    found: list[Samples] = []
-    while (path := _part(work, len(found))).exists():
-        with np.load(path) as arrays:
-            found.append(Samples(**{name: arrays[name] for name in arrays.files}))
-    return found
+def _keep(work: Path, start: int, batch: Samples) -> None:
+    save_atomic(_part(work, start), batch.write)
 
 
 def _join(parts: list[Samples]) -> Samples:

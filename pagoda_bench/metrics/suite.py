@@ -15,7 +15,6 @@ from pagoda_bench.metrics.settings import PROTOCOLS, Settings
 
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
 GROUPS = {"prdc": NEIGHBOURS, "pr": NEIGHBOURS[:2]}
-NEED_MORE_THAN_IMAGES = ("clip_score", "lpips_diversity")  # texts, or a distance: through `registry.compute` alone
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,11 @@ class Measure:
 
 # By protocol: the network and feature of each metric; "*" is where any feature space will do.
 PLACES: dict[str, dict[str, tuple[str, str]]] = {
-    "embedded": {"*": ("embedded", "features"), "is": ("embedded", "logits")},
+    "embedded": {
+        "*": ("embedded", "features"),
+        "is": ("embedded", "logits"),
+        "lpips_diversity": ("embedded", "distance"),
+    },
     "adm": {
         "*": ("inception", "pool3"),
         "fid": ("inception", "pool3"),
@@ -68,7 +71,14 @@ USUAL = {
 }
 HOMES = {"fid": "torch-fidelity", "sfid": "adm", "fd_dinov2": "dgm-eval", "is": "torch-fidelity"}
 ANYWHERE = ("fd", *NEIGHBOURS, "kid", "mind", "vendi", "authenticity", "fid_infinity", "per_class_fid")
-CMMD = ("clip-vit-l-14-336", "image")
+# Metrics that are the same under every protocol, except where it places them itself.
+ELSEWHERE = {
+    "cmmd": ("clip-vit-l-14-336", "image"),
+    "clip_score": ("clip-vit-l-14", "image"),
+    "lpips_diversity": ("lpips-vgg16", "distance"),
+    "cas": ("pixels", "images"),
+}
+OWN = {"clip_score": "", "lpips_diversity": "distance"}  # may be taken in a network of the user's choice; on which feature
 
 
 def measures(protocol: str, metrics: Iterable[str] | None = None, own: tuple[str, str] | None = None) -> list[Measure]:
@@ -87,17 +97,15 @@ def measures(protocol: str, metrics: Iterable[str] | None = None, own: tuple[str
 
 def known() -> list[str]:
     """All metrics that can be asked for, with the names of groups."""
-    return sorted({*GROUPS, *(name for name in METRICS if name not in NEED_MORE_THAN_IMAGES)})
+    return sorted({*GROUPS, *METRICS})
 
 
 def _measure(protocol: str, name: str, own: tuple[str, str] | None) -> Measure:
-    if name in NEED_MORE_THAN_IMAGES:
-        raise UserError(f"'{name}' needs more than images: call pagoda_bench.metrics.registry.compute with a FeatureSet")
     if name not in METRICS:
         raise UserError(f"unknown metric '{name}'" + nearest(name, known()))
     settings, places = PROTOCOLS[protocol], PLACES[protocol]
-    if own and name in ANYWHERE:
-        return Measure(name, *own, "own", settings)
+    if own and (name in ANYWHERE or name in OWN):
+        return Measure(name, own[0], OWN.get(name) or own[1], "own", settings)
     if name in places:
         return Measure(name, *places[name], protocol, settings)
     if name in ("density", "coverage") and protocol != "dgm-eval":  # as their paper and prdc have them
@@ -107,6 +115,6 @@ def _measure(protocol: str, name: str, own: tuple[str, str] | None) -> Measure:
     if name in HOMES:
         home = HOMES[name]
         return Measure(name, *PLACES[home][name], home, PROTOCOLS[home])
-    if name == "cmmd":
-        return Measure(name, *CMMD, "cmmd", settings)
+    if name in ELSEWHERE:
+        return Measure(name, *ELSEWHERE[name], name, settings)
     raise UserError(f"'{name}' is not defined under protocol '{protocol}'" + nearest(name, known()))

@@ -15,6 +15,7 @@ class Value:
     spread_of: str = ""  # such as "100 subsets": overlapping parts, so no standard error
     stderr: float | None = None  # by the bootstrap, where it is valid
     detail: dict[str, Any] = field(default_factory=dict)  # JSON values
+    protocol: dict[str, Any] = field(default_factory=dict)  # what was only decided while it was computed
     marks: tuple[str, ...] = ()  # what a reader must know, such as too few images
 
     def marked(self, marks: tuple[str, ...]) -> Value:

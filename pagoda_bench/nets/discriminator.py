@@ -42,7 +42,9 @@ class _Head(nn.Module):
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        self.conv = spectral_norm(nn.Conv2d(width, width, 3, stride=2, padding=1))
+        conv = spectral_norm(nn.Conv2d(width, width, 3, stride=2, padding=1))
+        assert isinstance(conv, nn.Conv2d)
+        self.conv = conv
         self.norm = nn.BatchNorm2d(width)
         self.logit = nn.Conv2d(width, 1, 1)
         self.embed = nn.Embedding(classes, width)

@@ -99,7 +99,10 @@ class UNet(nn.Module):
 
     def encode(self, x: Tensor, sigma: Tensor | float, labels: Tensor) -> Hidden:
         """Embeddings, input blocks and middle block: the state before output block 0."""
-        emb = self.embed(sigma, labels)
+        return self.encode_from(x, self.embed(sigma, labels))
+
+    def encode_from(self, x: Tensor, emb: Tensor) -> Hidden:
+        """`encode` with an embedding that the caller has made, for networks that are conditioned on more."""
         h = F.pixel_unshuffle(x, self.config.patch) if self.config.patch > 1 else x
         h = h.to(emb.dtype)
         skips = []

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pagoda_bench.diffusion import edm, solvers
-from pagoda_bench.nets.features import from_network, load_half
+from pagoda_bench.nets.features import from_network
 from pagoda_bench.nets.unet import UNet
+from pagoda_bench.nets.weights import load_file_whole
 from pagoda_bench.recipes.stages import EDM as EDMRecipe
 from pagoda_bench.recipes.stages import Distill, Grow, Heun, OneStep
 from pagoda_bench.sampling.counting import count_evaluations
@@ -58,5 +59,5 @@ def heun(config: Heun, ctx: Any) -> NoiseSampler:
 def load(recipe: EDMRecipe | Distill | Grow, ctx: Any) -> UNet:
     """The averaged network of an artifact, whole or not at all, in evaluation mode."""
     net = UNet(recipe.net)
-    net.load_state_dict(load_half(ctx.input(recipe) / "model.safetensors"))
+    load_file_whole(net, ctx.input(recipe) / "model.safetensors")
     return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -27,27 +27,13 @@ CHUNK = 250
 def run(recipe: Pairs, ctx: Any) -> None:
     """Payload: `latents.npy`, float16 (count, 3, R, R), the latent of training image i in row i; with `flip`, rows
     count ... 2 count - 1 are the latents of the mirrored images. Chunks already in the work folder are not made again."""
-    net = load(recipe.teacher, ctx)
-    data = open_dataset(recipe.teacher.data, ctx.data_path)
+    net, data, grid = _open(recipe, ctx)
     resolution = recipe.teacher.net.resolution
-    grid = karras_grid(recipe.points)
-    size = data.size("train")
-    if size is not None and recipe.count > size:
-        raise UserError(f"pairs: {recipe.count} asked for, the data hold {size} training images: lower pairs.count")
-    starts = range(0, recipe.count, CHUNK)
-    turns = (False, True) if recipe.flip else (False,)
-    total, flops, latents = len(starts) * len(turns), 0.0, []
-    for mirrored in turns:
-        for start in starts:
-            path = ctx.work / f"chunk-{int(mirrored)}-{start}.npy"
-            if not path.exists():
-                numbers = np.arange(start, min(start + CHUNK, recipe.count))
-                image = to_network(data.images(numbers, resolution, "train"))
-                labels = torch.from_numpy(data.labels(numbers, "train"))
-                z = _latents(net, image.flip(3) if mirrored else image, labels, grid, recipe).numpy()
-                save_atomic(path, partial(_save, z))
-            latents.append(np.load(path))
-            ctx.progress(len(latents), total)
+    chunks, latents = _chunks(recipe), []
+    for chunk in chunks:
+        _make(recipe, ctx, net, data, grid, chunk)
+        latents.append(np.load(_path(ctx, chunk)))
+        ctx.progress(len(latents), len(chunks))
     z = np.concatenate(latents)
     np.save(ctx.out / "latents.npy", z)
     # Counted on two images: inversion does the same operations for each.
@@ -56,6 +42,50 @@ def run(recipe: Pairs, ctx: Any) -> None:
         _latents(net, sample, torch.from_numpy(data.labels(np.arange(2), "train")), grid, recipe)
     flops = counter.get_total_flops() / 2 * len(z)
     ctx.record(training_flops=flops, latent_std=float(z.astype(np.float64).std()), pairs=len(z), device="cpu")
+
+
+def shard(recipe: Pairs, ctx: Any, index: int, count: int) -> bool:
+    """Share `index` of `count` of the work: every `count`-th chunk, left in the work folder, where `run` takes it up. Returns
+    whether all chunks are there."""
+    chunks = _chunks(recipe)
+    mine = [chunk for chunk in chunks[index::count] if not _path(ctx, chunk).exists()]
+    opened = _open(recipe, ctx) if mine else None
+    for done, chunk in enumerate(mine, 1):
+        if opened is not None:
+            _make(recipe, ctx, *opened, chunk)
+        ctx.progress(done, len(mine))
+    return all(_path(ctx, chunk).exists() for chunk in chunks)
+
+
+def _open(recipe: Pairs, ctx: Any) -> tuple[UNet, Any, np.ndarray]:
+    """The teacher, the images and the noise levels."""
+    net, data = load(recipe.teacher, ctx), open_dataset(recipe.teacher.data, ctx.data_path)
+    size = data.size("train")
+    if size is not None and recipe.count > size:
+        raise UserError(f"pairs: {recipe.count} asked for, the data hold {size} training images: lower pairs.count")
+    return net, data, karras_grid(recipe.points)
+
+
+def _chunks(recipe: Pairs) -> list[tuple[bool, int]]:
+    """(mirrored, first image) of each chunk, in the order of the payload's rows."""
+    return [(turn, start) for turn in ((False, True) if recipe.flip else (False,)) for start in range(0, recipe.count, CHUNK)]
+
+
+def _path(ctx: Any, chunk: tuple[bool, int]) -> Path:
+    path: Path = ctx.work / f"chunk-{int(chunk[0])}-{chunk[1]}.npy"
+    return path
+
+
+def _make(recipe: Pairs, ctx: Any, net: UNet, data: Any, grid: np.ndarray, chunk: tuple[bool, int]) -> None:
+    """A chunk's file, unless it is there."""
+    if (path := _path(ctx, chunk)).exists():
+        return
+    mirrored, start = chunk
+    numbers = np.arange(start, min(start + CHUNK, recipe.count))
+    image = to_network(data.images(numbers, recipe.teacher.net.resolution, "train"))
+    labels = torch.from_numpy(data.labels(numbers, "train"))
+    z = _latents(net, image.flip(3) if mirrored else image, labels, grid, recipe).numpy()
+    save_atomic(path, partial(_save, z))
 
 
 @torch.no_grad()

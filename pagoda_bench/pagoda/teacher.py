@@ -41,7 +41,7 @@ def run(recipe: EDM, ctx: Any) -> None:
         optimizer.step()
         return {"loss": float(loss.detach())}
 
-    work = upstream_work(recipe.match, ctx) if recipe.match else 0.0
+    work = recipe.share * upstream_work(recipe.match, ctx) if recipe.match else 0.0
     total = (lambda flops: max(1, round(work / flops))) if recipe.match else None
     train(Task(step, {"net": net}, {"adam": optimizer}, {"net": ema}), recipe.train, recipe.seed, ctx, total)
     save_half(ema.state(net), ctx.out / "model.safetensors")

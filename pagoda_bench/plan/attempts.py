@@ -10,8 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from pagoda_bench.artifacts.checkpoint import FULL, nearly_full
 
 DONE, STOPPED = "done", "stopped"
 KEPT_BYTES = 16_000  # of a log's end are searched for a cause
@@ -42,12 +44,14 @@ class Ended:
 
 
 def stage_command(
-    recipe: Path, store: Path, data: Mapping[str, str | Path], session: str | None, python: Sequence[str] = ()
+    recipe: Path, store: Path, data: Mapping[str, str | Path], session: str | None, shard: str | None = None
 ) -> list[str]:
-    """`pagoda-bench run-stage` for one recipe, as the program that is running this."""
-    command = [*(python or [sys.executable]), "-m", "pagoda_bench.cli.main", "run-stage", str(recipe), "--store", str(store)]
+    """`pagoda-bench run-stage` for one recipe, as the program that is running this. `shard`: "i/n", for a share of it."""
+    command = [sys.executable, "-m", "pagoda_bench.cli.main", "run-stage", str(recipe), "--store", str(store)]
     for digest, place in data.items():
         command += ["--data", str(place) if digest == "*" else f"{digest}={place}"]
+    if shard is not None:
+        command += ["--shard", shard]
     return command if session is None else [*command, "--session", session]
 
 
@@ -64,7 +68,13 @@ def attempt(
     """Runs `command`, both its streams appended to `log`. When `stop()` becomes true it gets SIGTERM and `grace` seconds
     to save its work, then SIGKILL."""
     start = time.monotonic()
-    with log.open("ab") as stream:
+    try:
+        opened = log.open("ab")
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        return Ended("disk full", 2, 0.0, f"no space for the log {log}")
+    with opened as stream:
         before = stream.tell()
         # Some schedulers signal every process of a job: this one is for the watcher, and a blocked signal stays so in a child.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
@@ -123,6 +133,15 @@ def explain(text: str, code: int) -> tuple[str, str]:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         return "killed", f"ended by {name}"
     return "failed", (lines[-1][:500] if lines else f"exit code {code}")
+
+
+def blamed(end: Ended, store: Path) -> Ended:
+    """`end`, with the cause that a stage on a full disk could not write into its log."""
+    if end.cause in (DONE, STOPPED) or not nearly_full(store):
+        return end
+    return replace(
+        end, cause="disk full", line=f"the disk that holds {store} is full: free some space, then 'pagoda-bench resume'"
+    )
 
 
 def tail(path: Path, start: int = 0, size: int = KEPT_BYTES) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.artifacts.store import Artifact, Store
@@ -106,11 +107,16 @@ def _make(recipe: Recipe, store: Store, data: Mapping[str, Path] | None, report:
 
 def load_runner(recipe: Recipe) -> Runner:
     """The function that `recipe.runner` names as "module:function"."""
-    module, _, function = recipe.runner.partition(":")
+    runner: Runner = load_function(recipe, recipe.runner)
+    return runner
+
+
+def load_function(recipe: Recipe, name: str) -> Any:
+    """The function called `name`, "module:function", that has to do with `recipe`."""
+    module, _, function = name.partition(":")
     try:
-        runner: Runner = getattr(importlib.import_module(module), function)
+        return getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         raise UserError(f"recipe '{recipe.kind}' needs the Python module '{error.name}', which is not installed") from error
     except AttributeError as error:
-        raise UserError(f"recipe '{recipe.kind}' names the runner '{recipe.runner}', which is not there") from error
-    return runner
+        raise UserError(f"recipe '{recipe.kind}' names the runner '{name}', which is not there") from error

@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from pagoda_bench.errors import UserError
-from pagoda_bench.plan.attempts import DONE, STOPPED, Ended, attempt, environment_of, stage_command
+from pagoda_bench.plan.attempts import DONE, STOPPED, Ended, attempt, blamed, environment_of, stage_command
 from pagoda_bench.plan.dag import Plan
 from pagoda_bench.plan.inline import Outcome
 from pagoda_bench.plan.progress import Reporter, finished, reporter
@@ -133,7 +133,9 @@ class _Queue:
         try:
             while True:
                 self.sweep.event(task.key, "start", job=f"pid {os.getpid()}", gpus=int(gpu is not None))
-                end = attempt(command, self.sweep.log(task.key), environment, stop=self.stopping.is_set, grace=GRACE_SECONDS)
+                log = self.sweep.log(task.key)
+                end = attempt(command, log, environment, stop=self.stopping.is_set, grace=GRACE_SECONDS)
+                end = blamed(end, self.plan.store.root)
                 self.sweep.event(task.key, "end", cause=end.cause, code=end.code, seconds=end.seconds, line=end.line)
                 tried[end.cause] = tried.get(end.cause, 0) + 1
                 if end.cause in (DONE, STOPPED) or self.stopping.is_set() or tried[end.cause] > self.retries.of(end.cause):

@@ -24,9 +24,17 @@ CAUSES = ("preempted", "time limit", "killed", "CUDA error")  # what may pass if
 
 
 class Request(Config):
-    """What one stage gets. `time` in any form of SLURM's; `mem_gb` None leaves it to the cluster."""
+    """What one stage gets. `time` in any form of SLURM's; `mem_gb` None leaves it to the cluster.
+
+    `gpus` and `mem_gb` are of each node, `tasks` (processes) too, `cpus` of each task. Several `nodes` or `tasks` are for
+    stages that compute in several processes at once; `shards` jobs, each with all of this, share the work of stages that
+    can be shared.
+    """
 
     gpus: int = Field(0, ge=0)
+    nodes: int = Field(1, ge=1)
+    tasks: int = Field(1, ge=1)
+    shards: int = Field(1, ge=1)
     cpus: int = Field(2, ge=1)
     mem_gb: float | None = Field(None, gt=0)
     time: str = "4:00:00"
@@ -75,7 +83,7 @@ class Profile(Config):
     srun_args: tuple[str, ...] = ()
     signal_delay: int = Field(120, ge=10)  # seconds before the time limit at which a stage is told to save its work
     parallel: int = Field(256, ge=1)  # elements of one array that may run at a time
-    scratch: str | None = None
+    scratch: str | None = None  # the TMPDIR of stages, e.g. "/local/$SLURM_JOB_ID"; made if need be, on the node
     threads: int | None = Field(None, ge=1)  # of a stage; None: as many as its CPUs
     options: dict[str, str] = Field(default_factory=dict)  # further options of sbatch, without their dashes
     retries: Retries = Retries()
@@ -84,7 +92,15 @@ class Profile(Config):
     def request(self, recipe: Recipe) -> Request:
         """What `recipe`'s stage gets on this cluster."""
         values = {**self.stages.get(DEFAULT, {}), **self.stages.get(recipe.kind, {})}
-        return Request.load(values, f"stages.{recipe.kind}")
+        found = Request.load(values, f"stages.{recipe.kind}")
+        if found.shards > 1 and not recipe.sharder:
+            raise UserError(f"stages.{recipe.kind}: shards = {found.shards}: the work of this kind of stage cannot be shared")
+        if found.nodes * found.tasks > 1 and not recipe.distributed:
+            asked = f"nodes = {found.nodes}, tasks = {found.tasks}"
+            raise UserError(f"stages.{recipe.kind}: {asked}: this kind of stage computes in one process: ask for 1 and 1")
+        if found.shards > 1 and found.nodes * found.tasks > 1:
+            raise UserError(f"stages.{recipe.kind}: give shards, or several nodes and tasks, not both")
+        return found
 
     def checked(self, where: str) -> Profile:
         """Itself, once every request in it is known to be well-formed; a `UserError` otherwise."""

@@ -7,6 +7,7 @@ submits the arrays and starts the tasks; each task is a command and a JSON file 
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -49,9 +50,10 @@ def submit_plan(
     Raises:
         UserError: nothing was submitted (or what was is cancelled again), and why.
     """
-    _ready(profile, [profile.request(recipe) for recipe in plan.to_make])
-    if len(plan.to_make) > max_jobs:
-        raise UserError(f"this is {len(plan.to_make)} jobs, more than --max-jobs {max_jobs}: ask for less, or raise that")
+    requests = [profile.request(recipe) for recipe in plan.to_make]
+    _ready(profile, requests)
+    if (jobs := sum(request.shards for request in requests)) > max_jobs:
+        raise UserError(f"this is {jobs} jobs, more than --max-jobs {max_jobs}: ask for less, or raise that")
     plan.begin()
     with submitting(plan.store):
         code = freeze(plan.store.root / AREA)
@@ -69,6 +71,7 @@ def resume(sweep: Sweep, keys: Sequence[str], profile: Profile, store: Store) ->
     """Submits stages of a sweep again, under the code and into the folder of the first time; returns how many."""
     _ready(profile, [profile.request(sweep.recipe(key)) for key in keys])
     with submitting(store):
+        sweep.reserve()
         if sweep.about["cluster"] != profile.to_dict():
             write_json(sweep.folder / "sweep.json", {**sweep.about, "cluster": profile.to_dict()})
         (sweep.folder / "closed").unlink(missing_ok=True)
@@ -92,20 +95,21 @@ def submit_tasks(sweep: Sweep, keys: Sequence[str], profile: Profile, store: Sto
     wanted = [t for key in keys if key not in live and made(t := sweep.tasks[key], store, session) is None]
     requests = {task.key: profile.request(sweep.recipe(task.key)) for task in wanted}
     limit = slurm.max_array_size()
-    makers = {key: job.partition("_")[0] for key, (job, _) in live.items()}  # the array or job that makes a key
+    makers = {key: {job.partition("_")[0] for job in jobs} for key, (jobs, _) in live.items()}  # what makes a key
     submitted: list[str] = []
     try:
         for level in sorted({task.level for task in wanted}):
             tasks = [task for task in wanted if task.level == level]
             for shape in shapes(requests[task.key] for task in tasks):
                 alike = [task for task in tasks if requests[task.key] == shape]
-                for first in range(0, len(alike), limit):
-                    chunk = alike[first : first + limit]
-                    after = sorted({makers[key] for task in chunk for key in task.needs if key in makers}, key=int)
+                size = per_call(limit, shape)
+                for first in range(0, len(alike), size):
+                    chunk = alike[first : first + size]
+                    after = sorted({job for task in chunk for key in task.needs for job in makers.get(key, ())}, key=int)
                     job = _sbatch(sweep, chunk, shape, profile, after)
                     submitted.append(job.id)
                     sweep.add_job(job)
-                    makers |= {task.key: job.id for task in chunk}
+                    makers |= {task.key: {job.id} for task in chunk}
     except BaseException:
         if submitted:  # a part of a sweep is of no use to anybody
             slurm.cancel(submitted)
@@ -113,9 +117,16 @@ def submit_tasks(sweep: Sweep, keys: Sequence[str], profile: Profile, store: Sto
     return len(wanted)
 
 
-def live_jobs(store: Store) -> dict[str, tuple[str, str]]:
-    """Key -> (job, its user), for all stages that some sweep of this store has in the queue or running."""
-    found: dict[str, tuple[str, str]] = {}
+def per_call(limit: int, shape: Request) -> int:
+    """How many stages of a shape go into one array; the shards of one stage stay together."""
+    if shape.shards > limit:
+        raise UserError(f"shards = {shape.shards} is more than an array of this cluster may have elements ({limit})")
+    return limit // shape.shards
+
+
+def live_jobs(store: Store) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Key -> (jobs, their user), for all stages that some sweep of this store has in the queue or running."""
+    found: dict[str, tuple[tuple[str, ...], str]] = {}
     queues: dict[str, dict[str, slurm.Seen]] = {}
     for sweep in sweeps(store):
         if sweep.closed or sweep.about["executor"] != "slurm":
@@ -123,9 +134,9 @@ def live_jobs(store: Store) -> dict[str, tuple[str, str]]:
         user = sweep.about["user"]
         if user not in queues:
             queues[user] = slurm.queue(user) or {}
-        for key, job in sweep.job_ids().items():
-            if job in queues[user] and queues[user][job].live:
-                found[key] = (job, user)
+        for key, jobs in sweep.elements().items():
+            if alive := tuple(job for job in jobs if job in queues[user] and queues[user][job].live):
+                found[key] = (alive, user)
     return found
 
 
@@ -133,17 +144,22 @@ def _ready(profile: Profile, requests: Sequence[Request]) -> None:
     """Refuses what SLURM would refuse, as far as that can be known before."""
     slurm.need_slurm()
     _submitit()
+    # A node's own disk cannot be seen from here; a shared one, or a plain mistake, can.
+    scratch = Path(os.path.expandvars(profile.scratch or ""))
+    if "$" not in str(scratch) and scratch.exists() and not (scratch.is_dir() and os.access(scratch, os.W_OK)):
+        raise UserError(f"scratch {scratch} is no folder that can be written to: change 'scratch' in the cluster's profile")
     known = slurm.partitions()
     for request in shapes(requests):
-        partition = request.partition or profile.partition
-        if partition is None or not known:
-            continue
-        if partition not in known:
-            raise UserError(f"unknown partition '{partition}'{nearest(partition, known)}")
-        if request.minutes > known[partition]:
+        asked = (request.partition or profile.partition or "").split(",")  # several: SLURM takes whichever comes first
+        for partition in asked if known else ():
+            if partition and partition not in known:
+                raise UserError(f"unknown partition '{partition}'{nearest(partition, filter(None, known))}")
+        longest = max((known[partition] for partition in asked if partition in known), default=float("inf"))
+        if request.minutes > longest:
+            named = f"partition '{','.join(asked)}'" if any(asked) else "the default partition"
             raise UserError(
-                f"a stage asks for {request.time} ({request.minutes} minutes), partition '{partition}' allows "
-                f"{known[partition]:.0f}: change 'time' in the cluster's profile"
+                f"a stage asks for {request.time} ({request.minutes} minutes), {named} allows "
+                f"{longest:.0f}: change 'time' in the cluster's profile"
             )
 
 
@@ -169,9 +185,13 @@ def executor(folder: Path, profile: Profile, request: Request, name: str, setup:
 def parameters(profile: Profile, request: Request, name: str) -> dict[str, Any]:
     """What submitit is told, by its names."""
     partition, qos = request.partition or profile.partition, request.qos or profile.qos
+    # one process that fails, or is through long before the others, takes the rest of its step along
+    together = ["--kill-on-bad-exit=1", "--wait=600"] if request.nodes * request.tasks > 1 else []
     said: dict[str, Any] = {
         "job_name": name,
         "time": request.minutes,
+        "nodes": request.nodes,
+        "ntasks_per_node": request.tasks if request.tasks > 1 or request.nodes > 1 else None,
         "cpus_per_task": request.cpus,
         "partition": partition,
         "qos": qos,
@@ -182,7 +202,7 @@ def parameters(profile: Profile, request: Request, name: str) -> dict[str, Any]:
         "array_parallelism": profile.parallel,
         "signal_delay_s": profile.signal_delay,
         "stderr_to_stdout": True,
-        "srun_args": [f"--cpus-per-task={request.cpus}", *profile.srun_args],
+        "srun_args": [f"--cpus-per-task={request.cpus}", *together, *profile.srun_args],
         "wckey": profile.wckey,
     }
     more: dict[str, Any] = {"requeue": True, **profile.options}
@@ -204,9 +224,11 @@ def _sbatch(sweep: Sweep, tasks: Sequence[Task], request: Request, profile: Prof
     runner = executor(folder, profile, request, f"{sweep.name.rsplit('-', 3)[0]}:{tasks[0].kind}", setup)
     if after:
         runner.update_parameters(dependency="afterany:" + ":".join(after))
-    stages = [StageTask(str(sweep.folder), task.key, request.minutes) for task in tasks]
-    jobs = submit_array(runner, stages)
-    return Job(jobs[0].job_id.partition("_")[0], len(jobs) > 1, tuple(t.key for t in tasks), f"submissions/{folder.name}")
+    n = request.shards
+    parts = [(task.key, f"{i}/{n}" if n > 1 else None) for task in tasks for i in range(n)]
+    jobs = submit_array(runner, [StageTask(str(sweep.folder), key, request.minutes, shard) for key, shard in parts])
+    keys = tuple(key for key, _ in parts)
+    return Job(jobs[0].job_id.partition("_")[0], len(jobs) > 1, keys, f"submissions/{folder.name}")
 
 
 def submit_array(runner: SlurmExecutor, callables: Sequence[Any]) -> Sequence[Any]:
@@ -226,7 +248,7 @@ def count_calls(tasks: Sequence[Task], profile: Profile, recipes: Mapping[str, A
     for task in tasks:
         group = (task.level, profile.request(recipes[task.key]))
         groups[group] = groups.get(group, 0) + 1
-    return sum(-(-count // limit) for count in groups.values())
+    return sum(-(-count // per_call(limit, shape)) for (_, shape), count in groups.items())
 
 
 def describe_submission(plan: Plan, profile: Profile) -> str:
@@ -235,4 +257,5 @@ def describe_submission(plan: Plan, profile: Profile) -> str:
     limit = slurm.max_array_size() if shutil.which("scontrol") else 1001
     calls = count_calls(tasks, profile, {r.key: r for r in plan.to_make}, limit)
     levels = len({task.level for task in tasks})
-    return f"{len(tasks)} jobs in {calls} calls of sbatch on {levels} levels (arrays of at most {limit})"
+    jobs = sum(profile.request(recipe).shards for recipe in plan.to_make)
+    return f"{jobs} jobs in {calls} calls of sbatch on {levels} levels (arrays of at most {limit})"

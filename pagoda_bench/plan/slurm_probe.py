@@ -30,10 +30,11 @@ class LookTask:
     store: str
     report: str
     data: tuple[str, ...]
+    scratch: str | None = None
 
     def __call__(self) -> None:
         command = [sys.executable, "-m", "pagoda_bench.cli.main", "cluster", "look", self.store, self.report, *self.data]
-        subprocess.run(command, check=True)
+        subprocess.run([*command, *(["--scratch", self.scratch] if self.scratch else [])], check=True)
 
 
 def probe(profile: Profile, kind: str, store: Path, data: Sequence[str], wait: float) -> dict[str, Any]:
@@ -45,7 +46,8 @@ def probe(profile: Profile, kind: str, store: Path, data: Sequence[str], wait: f
     if kind != DEFAULT and kind not in KINDS:
         raise UserError(f"unknown kind of stage '{kind}'{nearest(kind, [DEFAULT, *KINDS])}")
     slurm.need_slurm()
-    values = {**profile.stages.get(DEFAULT, {}), **profile.stages.get(kind, {}), "time": "10"}
+    one = {"time": "10", "nodes": 1, "tasks": 1, "shards": 1}
+    values = {**profile.stages.get(DEFAULT, {}), **profile.stages.get(kind, {}), **one}
     request = Request.load(values, f"stages.{kind}")
     folder = store / AREA / f".check-{secrets.token_hex(4)}"
     with Faults(store):
@@ -53,7 +55,7 @@ def probe(profile: Profile, kind: str, store: Path, data: Sequence[str], wait: f
     report = folder / "report.json"
     start = time.monotonic()
     runner = executor(folder, profile, request, "pagoda-bench-check")
-    job = submit_array(runner, [LookTask(str(store), str(report), tuple(data))])[0].job_id
+    job = submit_array(runner, [LookTask(str(store), str(report), tuple(data), profile.scratch)])[0].job_id
     seen: dict[str, str] = {}
     while not report.is_file():
         seen = slurm.job_facts(job) or seen

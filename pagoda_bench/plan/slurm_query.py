@@ -128,14 +128,16 @@ def max_array_size() -> int:
 
 
 def partitions() -> dict[str, float]:
-    """The longest time, in minutes, that each partition allows."""
+    """The longest time, in minutes, that each partition allows; under "" that of the one for jobs that name none."""
     said = ask("scontrol", "--oneliner", "show", "partition") or ""
     found = {}
     for line in said.splitlines():
         facts = dict(re.findall(r"(\S+?)=(\S*)", line))
         if "PartitionName" in facts:
-            limit = seconds(facts.get("MaxTime", "")) / 60
-            found[facts["PartitionName"]] = limit or float("inf")
+            limit = seconds(facts.get("MaxTime", "")) / 60 or float("inf")
+            found[facts["PartitionName"]] = limit
+            if facts.get("Default") == "YES":
+                found[""] = limit
     return found
 
 

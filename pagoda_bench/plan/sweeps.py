@@ -6,7 +6,8 @@
         recipes/<key>.json
         submissions/<n>.json   which job makes which key; <n>/ is submitit's folder for it
         events/<key>.jsonl     starts and ends of attempts, appended by the process that made them
-        logs/<key>.log         what the stage printed, all attempts in one file
+        events/.reserve        space on the disk: given back when it is full, so that the events can still say so
+        logs/<key>.log         what the stage printed, all attempts in one file; of a part: logs/<key>.<part>.log
 
 The folder informs; whether a stage is done is for the store to say.
 """
@@ -27,7 +28,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pagoda_bench.artifacts.checkpoint import read_json, write_json
+from pagoda_bench.artifacts.checkpoint import FULL, read_json, write_json
 from pagoda_bench.artifacts.locks import Faults
 from pagoda_bench.artifacts.provenance import now
 from pagoda_bench.artifacts.store import Store
@@ -37,7 +38,8 @@ from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.registry import read_recipe
 
 AREA = ".sweeps"
-CLOSED = "closed"
+CLOSED, RESERVE = "closed", ".reserve"
+RESERVED_BYTES = 2**15
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Job:
-    """One call of sbatch. `id` is that of the whole array; element i makes `keys[i]`."""
+    """One call of sbatch. `id` is that of the whole array; element i makes `keys[i]`. A key in shards has several elements."""
 
     id: str
     array: bool
@@ -111,7 +113,9 @@ class Sweep:
                 "targets": [target.key for target in plan.targets],
             }
             write_json(folder / "sweep.json", {**said, **about})
-        return cls(folder)
+            made = cls(folder)
+            made.reserve()
+        return made
 
     @property
     def name(self) -> str:
@@ -137,8 +141,13 @@ class Sweep:
     def recipe_path(self, key: str) -> Path:
         return self.folder / "recipes" / f"{key}.json"
 
-    def log(self, key: str) -> Path:
-        return self.folder / "logs" / f"{key}.log"
+    def log(self, key: str, part: str = "") -> Path:
+        return self.folder / "logs" / (f"{key}.{part}.log" if part else f"{key}.log")
+
+    def logs(self, key: str) -> list[Path]:
+        """All that are there, those of a shard or of a process of several too; the one written last comes last."""
+        found = [*self.folder.glob(f"logs/{key}.log"), *self.folder.glob(f"logs/{key}.*.log")]
+        return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
     # Jobs
 
@@ -152,17 +161,27 @@ class Sweep:
                 found.append(Job(value["id"], value["array"], tuple(value["keys"]), value["folder"]))
         return found
 
+    def elements(self) -> dict[str, tuple[str, ...]]:
+        """The newest jobs of each key that was submitted, elements of arrays as `<array>_<index>`: one, or one a shard."""
+        found: dict[str, tuple[str, ...]] = {}
+        for job in self.jobs:
+            here: dict[str, list[str]] = {}
+            for i, key in enumerate(job.keys):
+                here.setdefault(key, []).append(job.element(i))
+            found |= {key: tuple(ids) for key, ids in here.items()}
+        return found
+
     def job_ids(self) -> dict[str, str]:
-        """The newest job of each key that was submitted, elements of arrays as `<array>_<index>`."""
-        return {key: job.element(i) for job in self.jobs for i, key in enumerate(job.keys)}
+        """The first of the `elements` of each key."""
+        return {key: ids[0] for key, ids in self.elements().items()}
 
     @property
-    def borrowed(self) -> dict[str, tuple[str, str]]:
-        """Key -> (job, its user) for stages that another sweep had in the queue when this one was submitted."""
+    def borrowed(self) -> dict[str, tuple[tuple[str, ...], str]]:
+        """Key -> (jobs, their user) for stages that another sweep had in the queue when this one was submitted."""
         value = read_json(self.folder / "borrowed.json") or {}
-        return {key: (job, user) for key, (job, user) in value.items()}
+        return {key: (tuple(jobs), user) for key, (jobs, user) in value.items()}
 
-    def borrow(self, jobs: Mapping[str, tuple[str, str]]) -> None:
+    def borrow(self, jobs: Mapping[str, tuple[tuple[str, ...], str]]) -> None:
         if jobs:
             write_json(self.folder / "borrowed.json", {**self.borrowed, **jobs})
 
@@ -184,10 +203,28 @@ class Sweep:
     # Events
 
     def event(self, key: str, event: str, **facts: Any) -> None:
-        """Appends one line to the key's events: short, so that two writers do not mix."""
+        """Appends one line to the key's events: short, so that two writers do not mix. On a full disk the reserve is given
+        up for it; where that does not help, the line goes to the job's own log."""
         line = json.dumps({"event": event, "time": time.time(), **facts}) + "\n"
-        with (self.folder / "events" / f"{key}.jsonl").open("a", encoding="ascii") as file:
-            file.write(line)
+        path = self.folder / "events" / f"{key}.jsonl"
+        for last in (False, True):
+            try:
+                with path.open("a", encoding="ascii") as file:
+                    file.write(line)
+                return
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                (self.folder / "events" / RESERVE).unlink(missing_ok=True)
+                if last:
+                    print(f"pagoda-bench: {key}: {line}", end="", flush=True)
+                line = f"\n{line}"  # a part of it may be there
+
+    def reserve(self) -> None:
+        """Keeps a little space for the events; random bytes, which no file system can leave out."""
+        path = self.folder / "events" / RESERVE
+        if not path.exists():
+            path.write_bytes(os.urandom(RESERVED_BYTES))
 
     def events(self, key: str) -> list[dict[str, Any]]:
         """What happened to a key, oldest first; a line that a full disk cut off does not count."""
@@ -220,6 +257,14 @@ class Sweep:
         for task in self.tasks.values():  # inputs come first
             if chosen & set(task.needs):
                 chosen.add(task.key)
+        return [key for key in self.tasks if key in chosen]
+
+    def upstream(self, keys: Iterable[str]) -> list[str]:
+        """`keys` and all of this sweep that they need, directly or not, in order."""
+        chosen = set(keys) & set(self.tasks)
+        for task in reversed(self.tasks.values()):  # what needs inputs comes after them
+            if task.key in chosen:
+                chosen.update(task.needs)
         return [key for key in self.tasks if key in chosen]
 
     def pick(self, texts: Sequence[str]) -> list[str]:

@@ -11,8 +11,8 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,29 +90,35 @@ class Overview:
 def overview(sweep: Sweep, store: Store) -> Overview:
     """One query to the scheduler, a second one to its accounting if a job is gone whose end nobody wrote down."""
     about, borrowed = sweep.about, sweep.borrowed
-    jobs = {**{key: job for key, (job, _) in borrowed.items()}, **sweep.job_ids()}
-    done = {task.key for task in sweep.tasks.values() if made(task, store, about["session"]) is not None}
+    session = about["session"]
+    jobs = {**{key: ids for key, (ids, _) in borrowed.items()}, **sweep.elements()}
+    done = {task.key for task in sweep.tasks.values() if made(task, store, session) is not None}
     seen: dict[str, slurm.Seen] = {}
     answered: list[str] = []
-    open_jobs = {key: job for key, job in jobs.items() if key not in done}
+    open_jobs = {key: ids for key, ids in jobs.items() if key not in done}
     events = {key: sweep.events(key) for key in sweep.tasks}
     if open_jobs:
         queue = slurm.queue(",".join(sorted({about["user"], *(user for _, user in borrowed.values())})))
         if queue is not None:
             seen, answered = queue, ["squeue"]
-        lost = {job for key, job in open_jobs.items() if job not in seen and _last_end(events[key], job) is None}
+        lost = {
+            job for key, ids in open_jobs.items() for job in ids if job not in seen and _last_end(_of(events[key], job)) is None
+        }
         old = slurm.accounting(sorted({job.partition("_")[0] for job in lost})) if lost else None
         if old is not None:
             seen, answered = {**old, **seen}, [*answered, "sacct"]
     local = about["executor"] == "local" and _alive(about)
     tasks: dict[str, Standing] = {}
     for task in sweep.tasks.values():
-        standing = _standing(sweep, task, task.key in done, jobs.get(task.key, ""), seen, answered, events[task.key], local)
+        ids = jobs.get(task.key, ())
+        standing = _standing(sweep, task, task.key in done, ids, seen, answered, events[task.key], local)
+        if standing.state == "failed" and made(task, store, session) is not None:  # it came between the two looks
+            standing = _standing(sweep, task, True, ids, seen, answered, sweep.events(task.key), local)
         if standing.state in ("failed", "not submitted") and (standing.cause == "input missing" or not standing.attempts):
             parents = [tasks[key] for key in task.needs if tasks[key].state in ("failed", "blocked")]
             if parents:
                 word = f"needs {parents[0].kind}/{parents[0].key[:8]}, which failed"
-                standing = Standing(**{**asdict(standing), "state": "blocked", "cause": "input missing", "line": word})
+                standing = replace(standing, state="blocked", cause="input missing", line=word)
         tasks[task.key] = standing
     found = Overview(sweep.name, about["executor"], tuple(tasks.values()), tuple(answered))
     if found.tasks and found.counts["done"] == len(found.tasks) and not sweep.closed and os.access(sweep.folder, os.W_OK):
@@ -135,14 +141,16 @@ def _standing(
     sweep: Sweep,
     task: Task,
     done: bool,
-    job: str,
-    seen: dict[str, slurm.Seen],
-    answered: Iterable[str],
+    jobs: Sequence[str],
+    seen: Mapping[str, slurm.Seen],
+    answered: Sequence[str],
     events: list[dict[str, Any]],
     local: bool,
 ) -> Standing:
-    ends = [e for e in events if e["event"] == "end"]
-    starts = [e for e in events if e["event"] == "start"]
+    job = _telling(jobs, seen, events)
+    own = _of(events, job) if len(jobs) > 1 else events
+    ends = [e for e in own if e["event"] == "end"]
+    starts = [e for e in own if e["event"] == "start"]
     seconds, gpu_seconds = _used(events, still=not done)
     known = seen.get(job)
     state: State
@@ -151,29 +159,49 @@ def _standing(
         state = "done"
     elif known is not None and known.live:
         state = "pending" if known.waiting else "running"
-        line = known.reason if state == "pending" else last_line(sweep.log(task.key))
-    elif known is None and job and not answered and _last_end(events, job) is None:
-        state, line = ("running", last_line(sweep.log(task.key))) if _open(events) else ("pending", "SLURM does not answer")
-    elif local and (_open(events) or not starts):
-        state, line = ("running", last_line(sweep.log(task.key))) if _open(events) else ("pending", "")
+        line = known.reason if state == "pending" else _says(sweep, task.key, len(jobs) > 1)
+    elif known is None and job and not answered and _last_end(_of(events, job)) is None:
+        state, line = ("running", _says(sweep, task.key, len(jobs) > 1)) if _open(own) else ("pending", "SLURM does not answer")
+    elif local and (_open(own) or not starts):
+        state, line = ("running", _says(sweep, task.key, len(jobs) > 1)) if _open(own) else ("pending", "")
     elif not job and not starts:
         state = "not submitted"
     else:
         state = "failed"
-        cause, line = _why(known, ends[-1] if ends and not _open(events) else None, sweep, task)
+        cause, line = _why(known, ends[-1] if ends and not _open(own) else None, _says(sweep, task.key, len(jobs) > 1))
+    if len(jobs) > 1 and state in ("running", "pending"):
+        there = sum(1 for one in jobs if (end := _last_end(_of(events, one))) is not None and end["cause"] == DONE)
+        line = f"{there} of {len(jobs)} shards; {line}"
     node = known.node if known else (starts[-1].get("host", "") if starts else "")
     return Standing(task.key, task.kind, task.title, state, job, node, cause, line, len(starts), seconds, gpu_seconds)
 
 
-def _why(known: slurm.Seen | None, end: dict[str, Any] | None, sweep: Sweep, task: Task) -> tuple[str, str]:
+def _telling(jobs: Sequence[str], seen: Mapping[str, slurm.Seen], events: list[dict[str, Any]]) -> str:
+    """The job that says most on a stage: of several shards one that runs, else one that waits, else one that failed."""
+    ends = {e.get("job"): e["cause"] for e in events if e["event"] == "end"} if len(jobs) > 1 else {}
+
+    def rank(job: str) -> int:
+        if (known := seen.get(job)) is not None and known.live:
+            return int(known.waiting)
+        return 2 if ends.get(job) != DONE else 3
+
+    return min(jobs, key=rank, default="")
+
+
+def _why(known: slurm.Seen | None, end: dict[str, Any] | None, said: str) -> tuple[str, str]:
+    """The cause of a failure, from SLURM's word on the job, the end that the stage wrote down, and what its log `said` last."""
     ended = ENDS.get(known.state) if known else None
     if ended and (end is None or end["cause"] in (DONE, "stopped", "killed", "failed")):
-        return ended, last_line(sweep.log(task.key))
+        return ended, said
     if end is not None:
         return ("artifact gone", "") if end["cause"] == DONE else (end["cause"], end.get("line", ""))
     if known is not None and known.state not in ("COMPLETED",):
-        return "ended before it could say why", last_line(sweep.log(task.key)) or known.reason
-    return "lost: its process or its node ended", last_line(sweep.log(task.key))
+        return "ended before it could say why", said or known.reason
+    return "lost: its process or its node ended", said
+
+
+def _of(events: list[dict[str, Any]], job: str) -> list[dict[str, Any]]:
+    return [e for e in events if e.get("job") == job]
 
 
 def _open(events: list[dict[str, Any]]) -> bool:
@@ -181,29 +209,32 @@ def _open(events: list[dict[str, Any]]) -> bool:
     return next((e["event"] == "start" for e in reversed(events) if e["event"] in ("start", "end")), False)
 
 
-def _last_end(events: list[dict[str, Any]], job: str) -> dict[str, Any] | None:
-    """The end of the last attempt of a job; None while it is open, or where it never began."""
-    if _open(events):
-        return None
-    return next((e for e in reversed(events) if e["event"] == "end" and e.get("job") == job), None)
+def _last_end(events: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The end of the last attempt of a job, from its events; None while it is open, or where it never began."""
+    return None if _open(events) else next((e for e in reversed(events) if e["event"] == "end"), None)
 
 
 def _used(events: list[dict[str, Any]], still: bool) -> tuple[float, float]:
     """(seconds, GPU seconds) of all attempts; an open one counts up to now if it may `still` be running, and a killed one
     not at all, since nobody knows when it ended."""
     seconds = gpu_seconds = 0.0
-    begun: dict[str, Any] | None = None
+    begun: dict[Any, dict[str, Any]] = {}
     for event in events:
         if event["event"] == "start":
-            begun = event
-        elif event["event"] == "end" and begun is not None:
+            begun[event.get("job")] = event
+        elif event["event"] == "end" and (start := begun.pop(event.get("job"), None)) is not None:
             seconds += event["seconds"]
-            gpu_seconds += event["seconds"] * begun.get("gpus", 0)
-            begun = None
-    if begun is not None and still:
-        passed = max(0.0, time.time() - begun["time"])
-        seconds, gpu_seconds = seconds + passed, gpu_seconds + passed * begun.get("gpus", 0)
+            gpu_seconds += event["seconds"] * start.get("gpus", 0)
+    for start in begun.values() if still else ():
+        passed = max(0.0, time.time() - start["time"])
+        seconds, gpu_seconds = seconds + passed, gpu_seconds + passed * start.get("gpus", 0)
     return round(seconds, 3), round(gpu_seconds, 3)
+
+
+def _says(sweep: Sweep, key: str, shards: bool) -> str:
+    """The last line of a stage's log; of one in shards, of that which was written to last."""
+    logs = sweep.logs(key) if shards else [sweep.log(key)]
+    return last_line(logs[-1]) if logs else ""
 
 
 def last_line(log: Path) -> str:

@@ -96,9 +96,15 @@ C = TypeVar("C", bound=Config)
 
 
 class Recipe(Config):
-    """A config that determines one artifact. `runner` names the function that makes it, as "module:function"."""
+    """A config that determines one artifact. `runner` names the function that makes it, as "module:function".
+
+    `sharder` names one that makes a share of the work, so that several jobs can have part in it (see plan/parallel.py).
+    `distributed`: the runner also computes in several processes at once (see training/distributed.py).
+    """
 
     runner: ClassVar[str] = ""
+    sharder: ClassVar[str] = ""
+    distributed: ClassVar[bool] = False
 
     @cached_property
     def key(self) -> str:

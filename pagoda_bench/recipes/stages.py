@@ -62,7 +62,7 @@ class EDM(Recipe, kind="edm"):
     """An EDM diffusion model (Karras et al. 2022): PaGoDA's teacher at the base resolution, the multi-step row at the top.
 
     With `match`, `train.steps` is ignored: the training runs as many steps as cost the same counted floating-point
-    work as `match` and all its upstream training together.
+    work as `match` and all its upstream training together, or a `share` of it.
     """
 
     runner: ClassVar[str] = "pagoda_bench.pagoda.teacher:run"
@@ -74,6 +74,7 @@ class EDM(Recipe, kind="edm"):
     p_mean: float = -1.2
     p_std: float = 1.2
     match: Recipe | None = None
+    share: float = 1.0  # of the work of `match`, where something is to be made of this model with the rest
 
     @property
     def title(self) -> str:
@@ -84,6 +85,7 @@ class Pairs(Recipe, kind="pairs"):
     """Data-latent pairs (x, z): z is the image x carried to noise along the teacher's probability-flow ODE."""
 
     runner: ClassVar[str] = "pagoda_bench.pagoda.pairs:run"
+    sharder: ClassVar[str] = "pagoda_bench.pagoda.pairs:shard"
 
     teacher: EDM
     count: int
@@ -244,6 +246,7 @@ class Score(Recipe, kind="score"):
     """A generator's samples `first` ... `first + n - 1` against a reference. Labels are balanced: index mod classes."""
 
     runner: ClassVar[str] = "pagoda_bench.metrics.stages:score"
+    sharder: ClassVar[str] = "pagoda_bench.metrics.stages:shard"
 
     generator: Generator
     reference: Reference

@@ -19,7 +19,8 @@ from pagoda_bench.artifacts.store import Artifact
 from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.protocol import Protocol
 from pagoda_bench.recipes.base import Recipe
-from pagoda_bench.recipes.stages import EDM, FeatureNet, Reference, Score
+from pagoda_bench.recipes.stages import FeatureNet, Reference, Score
+from pagoda_bench.recipes.trained import trained_upstream
 from pagoda_bench.tables.cells import DIRECTIONS, DISTANCE, LOWER, OVER_FLOOR, Cell
 from pagoda_bench.tables.render import REAL
 from pagoda_bench.tables.spec import Row, Table
@@ -33,7 +34,9 @@ def assemble(table: Table, artifacts: Mapping[str, Artifact], failures: Mapping[
     for row in table.rows:
         head = _head(table, row)
         lost = [score for score in row.scores if score.key not in artifacts]
-        if lost:
+        if row.unavailable:
+            cells.append(replace(head, status=_unavailable(row.unavailable)))
+        elif lost:
             cells.append(replace(head, status=f"not made: {_why(lost[0], failures)}"))
         else:
             cells += _measured(head, row, [artifacts[score.key] for score in row.scores])
@@ -58,6 +61,10 @@ def _why(score: Score, failures: Mapping[str, str]) -> str:
         if recipe.key in failures:
             return f"{recipe.title} failed: {failures[recipe.key]}"
     return "it was not run"
+
+
+def _unavailable(reason: str) -> str:
+    return reason if reason.startswith("not available") else f"not available: {reason}"
 
 
 def _upstream(recipe: Recipe) -> Iterator[Recipe]:
@@ -134,20 +141,11 @@ def _over(value: float | None, floor: float) -> float | None:
 
 def trained_from(score: Score) -> list[Recipe]:
     """Every stage that the scored generator comes from, less the feature network, which judges all rows alike (as networks
-    trained on ImageNet do in the paper). The model whose work an EDM matches is not one of them."""
+    trained on ImageNet do in the paper), and less the model whose work another one matches."""
     found: dict[str, Recipe] = {}
-
-    def visit(recipe: Recipe) -> None:
-        if recipe.key not in found:
-            found[recipe.key] = recipe
-            matched = recipe.match.key if isinstance(recipe, EDM) and recipe.match is not None else None
-            for parent in recipe.inputs():
-                if parent.key != matched and not isinstance(parent, FeatureNet):
-                    visit(parent)
-
     for parent in score.inputs():
         if not isinstance(parent, Reference | FeatureNet):
-            visit(parent)
+            found |= {recipe.key: recipe for recipe in (parent, *trained_upstream(parent))}
     return list(found.values())
 
 

@@ -91,7 +91,7 @@ def rows_of(table: Table, artifacts: Mapping[str, Artifact], cells: Sequence[Cel
     known = {c.id: c for c in cells if c.value is not None}
     rows = []
     for row in sorted(table.rows, key=lambda row: row.system != REAL):
-        artifact = artifacts.get(row.scores[0].key)
+        artifact = artifacts.get(row.scores[0].key) if row.scores else None
         if artifact is None or row.id not in known or not (path := artifact.path / "samples.png").is_file():
             continue
         with Image.open(path) as picture:

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pagoda_bench.errors import UserError, nearest
+from pagoda_bench.errors import Unavailable, UserError, nearest
 from pagoda_bench.recipes.base import Config
 from pagoda_bench.recipes.data import DataConfig, ImageData
 from pagoda_bench.recipes.stages import Generator, Score
 from pagoda_bench.tables import methods
 from pagoda_bench.tables.scales import Sampling, Scale
 
+SHORTHANDS = ("samples", "command")
 Describe = Callable[[Mapping[str, Any]], DataConfig]  # the data section of a scale that needs --data -> what lies there
 
 
@@ -35,6 +36,27 @@ class RowSpec(Config):
     method: str
     at: str | tuple[int, ...]
     published: str | None = None  # the system in the published table whose values stand beside this row
+    options: dict[str, Any] = Field(default_factory=dict)  # of this row, over the scale's section `methods.<method>`
+
+    @model_validator(mode="wrap")  # around the check for unknown keys
+    @classmethod
+    def _shorthand(cls, value: Any, handler: Any) -> Any:
+        """`samples: PATH` and `command: LINE` in the place of `method`, for images that others made or that a program makes."""
+        named = [name for name in SHORTHANDS if isinstance(value, dict) and name in value]
+        if not named:
+            return handler(value)
+        if len(named) > 1 or "method" in value:
+            raise ValueError(f"give one of {', '.join(('method', *SHORTHANDS))}, not several")
+        rest = {k: v for k, v in value.items() if k != named[0]}
+        options = {named[0]: value[named[0]], **rest.get("options", {})}
+        return handler({**rest, "method": named[0], "options": options})
+
+    def values(self, scale: Scale) -> Scale:
+        """The scale as this row's method sees it: its options merged over the section of the method."""
+        if not self.options:
+            return scale
+        section = _merge(scale.methods.get(self.method, {}), self.options)
+        return scale.model_copy(update={"methods": {**scale.methods, self.method: section}})
 
     def resolutions(self, scale: Scale) -> tuple[int, ...]:
         places = {"base": (scale.base,), "grown": scale.grown, "top": (scale.top,), "all": scale.resolutions}
@@ -53,6 +75,7 @@ class TableSpec(Config):
     table: str
     title: str
     default_scale: str
+    scales_of: str | None = None  # another experiment file, whose scales stand below those of this one
     published: str | None = None  # a file in paper_tables/
     published_base: int = 64  # the base resolution of the published chain: twice the base here stands beside twice that
     rows: tuple[RowSpec, ...]
@@ -62,16 +85,18 @@ class TableSpec(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of a table at one resolution: a generator and one score for each block of sample indices."""
+    """One row of a table at one resolution: a generator and one score for each block of sample indices; neither where what it
+    needs is not here."""
 
     id: str  # "pagoda-64"
     row: str  # "pagoda"
     label: str
     system: str
     resolution: int
-    generator: Generator
+    generator: Generator | None
     scores: tuple[Score, ...]
     published: str | None = None
+    unavailable: str = ""  # why there is no generator, and what to do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +129,10 @@ def read(path: Path) -> TableSpec:
         raise UserError(f"{path.name}: cannot read the experiment ({error.strerror})") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
+    if isinstance(value, dict) and isinstance(other := value.get("scales_of"), str):
+        below = read(path.with_name(f"{other}.yaml"))
+        value = {**value, "scales": _merge(below.scales, value.get("scales") or {})}
+        value = {**value, "unavailable": {**below.unavailable, **value.get("unavailable", {})}}
     spec = TableSpec.load(value, path.name)
     ids = [row.id for row in spec.rows]
     if twice := sorted({i for i in ids if ids.count(i) > 1}):
@@ -152,7 +181,18 @@ def build(spec: TableSpec, scale: Scale, *, full: bool = False, changed: bool = 
 
 
 def _row(line: RowSpec, scale: Scale, resolution: int, sampling: Sampling) -> Row:
-    generator = methods.find(line.method)(scale, resolution)
+    head: dict[str, Any] = {
+        "id": f"{line.id}-{resolution}",
+        "row": line.id,
+        "label": line.label,
+        "system": line.system,
+        "resolution": resolution,
+        "published": line.published,
+    }
+    try:
+        generator = methods.find(line.method)(line.values(scale), resolution)
+    except Unavailable as error:
+        return Row(**head, generator=None, scores=(), unavailable=str(error))
     if generator.resolution != resolution:
         raise UserError(
             f"row '{line.id}': method '{line.method}' makes {generator.resolution} px where the row asks for {resolution}"
@@ -168,16 +208,7 @@ def _row(line: RowSpec, scale: Scale, resolution: int, sampling: Sampling) -> Ro
         )
         for block in range(sampling.blocks)
     )
-    return Row(
-        id=f"{line.id}-{resolution}",
-        row=line.id,
-        label=line.label,
-        system=line.system,
-        resolution=resolution,
-        generator=generator,
-        scores=scores,
-        published=line.published,
-    )
+    return Row(**head, generator=generator, scores=scores)
 
 
 def _values(spec: TableSpec, name: str, chain: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class Task:
     nets: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
     emas: dict[str, EMA] = field(default_factory=dict)
+    steps: int = 1  # how many there will be: set by the loop, before the first but after the one that is counted
 
 
 def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Callable[[int], int] | None = None) -> None:
@@ -79,7 +80,7 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
     if not flops:
         with autocast(config.precision):
             flops = _count(task, seed)
-    steps = total(flops) if total else config.steps
+    steps = task.steps = total(flops) if total else config.steps
     with notices() as told:
         saved = time.monotonic()
         for index in range(start, steps):
@@ -138,11 +139,15 @@ def _schedule(step: int, steps: int, warmup: int) -> float:
 
 
 def _count(task: Task, seed: int) -> int:
-    """The floating-point operations of one step. The step is undone: weights, optimisers and averages are as before."""
+    return count_step(task, seed, 0)
+
+
+def count_step(task: Task, seed: int, index: int) -> int:
+    """The floating-point operations of step `index`. It is undone: weights, optimisers and averages are as before."""
     before = _state(task)
     before = {k: _copied(v) for k, v in before.items()}
     with FlopCounterMode(display=False) as counter:
-        task.step(0, step_rng(seed, 0))
+        task.step(index, step_rng(seed, index))
     _restore(task, before)
     for optimizer in task.optimizers.values():
         optimizer.zero_grad(set_to_none=True)

@@ -2,105 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import private_cluster
 import pytest
-from toy_site import toy_environment
-from toy_stages import Toy, ToySum, ToyTrain, make
+from following import CPUS, PROFILE, START, all_done, begun, causes, digest, expected, kill, over, slow, until
+from toy_stages import Toy, ToySum
 
 from pagoda_bench.artifacts.store import Store
 from pagoda_bench.cli import main as cli
+from pagoda_bench.errors import UserError
 from pagoda_bench.plan.dag import Plan
 from pagoda_bench.plan.inline import run_plan
 from pagoda_bench.plan.requests import Profile, Retries
 from pagoda_bench.plan.slurm import resume, submit_plan
 from pagoda_bench.plan.slurm_query import max_array_size
 from pagoda_bench.plan.sweeps import Sweep, sweeps
-from pagoda_bench.plan.watch import Overview, overview
+from pagoda_bench.plan.watch import overview
 
 pytestmark = pytest.mark.slurm
-CPUS = 4
-START = 300  # seconds for a stage to begin; a machine that is busy otherwise takes its time
-# SLURM's default of two minutes between a requeue and the next start is cut short by `hasten`.
-PROFILE = Profile(partition="low", signal_delay=10, stages={"default": {"cpus": 1, "time": "10"}})
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[private_cluster.Cluster]:
     if why := private_cluster.missing():
         pytest.skip(why)
-    pytest.importorskip("submitit", reason="pip install 'pagoda-bench[slurm]'")
     with private_cluster.cluster(CPUS) as up:
         yield up
-
-
-@pytest.fixture
-def store(cluster: private_cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    for name, value in {**cluster.environment, **toy_environment(tmp_path), "OMP_NUM_THREADS": "1"}.items():
-        monkeypatch.setenv(name, value)
-    yield Store(tmp_path / "store")
-    cluster.run("scancel", "--user=root", check=False)
-    until(lambda: not cluster.run("squeue", "--noheader").strip(), 60, "the queue does not empty")
-
-
-def until(true: Callable[[], object], seconds: float, why: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, why
-        time.sleep(0.25)
-
-
-def hasten(cluster: private_cluster.Cluster) -> None:
-    """Lets requeued jobs start at once."""
-    for job in cluster.run("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %r").splitlines():
-        number, reason = job.split(" ", 1)
-        if reason == "BeginTime" and "COMPLETING" not in cluster.run("scontrol", "show", "job", number, check=False):
-            cluster.run("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
-
-
-def over(cluster: private_cluster.Cluster, sweep: Sweep, store: Store, seconds: float = 900) -> Overview:
-    """How a sweep stands when nothing of it runs any more."""
-    found: list[Overview] = []
-
-    def ended() -> bool:
-        hasten(cluster)
-        found.append(overview(Sweep(sweep.folder), store))
-        return found[-1].over
-
-    until(ended, seconds, f"{sweep.folder} goes on and on")
-    return found[-1]
-
-
-def causes(sweep: Sweep, key: str) -> list[str]:
-    """How the attempts at a stage ended; its artifact is there a moment before the last of them has."""
-    until(lambda: sweep.events(key)[-1]["event"] == "end", 60, "the last attempt does not end")
-    return [event["cause"] for event in sweep.events(key) if event["event"] == "end"]
-
-
-def slow(seed: int = 1, steps: int = 60) -> Toy:
-    return Toy(seed=seed, train=ToyTrain(steps=steps), pause=0.2)
-
-
-def begun(store: Store, recipe: Toy) -> Callable[[], bool]:
-    return lambda: (store.root / ".work" / f"toy-{recipe.key}" / "state.json").is_file()
-
-
-def expected(recipe: Toy, folder: Path) -> str:
-    """The digest of the artifact, made without interruption."""
-    return str(make(recipe.model_copy(update={"pause": 0.0}), Store(folder / "expected")).digest)
-
-
-def digest(store: Store, recipe: Toy) -> str:
-    artifact = store.find(recipe)
-    assert artifact is not None
-    return artifact.digest
 
 
 def test_a_plan_of_three_levels_makes_the_same_bytes(cluster: private_cluster.Cluster, store: Store, tmp_path: Path) -> None:
@@ -110,10 +45,10 @@ def test_a_plan_of_three_levels_makes_the_same_bytes(cluster: private_cluster.Cl
     sweep = submit_plan(Plan([top], store), PROFILE, name="levels")
     assert time.monotonic() - start < 30
     assert len(sweep.jobs) == 3
-    found = over(cluster, sweep, store)
-    assert found.counts["done"] == 5, found
+    assert len(sweep.tasks) == 5
+    all_done(cluster, sweep, store)
     inline = run_plan(Plan([top], Store(tmp_path / "inline"))).artifacts
-    assert {key: store.find(sweep.recipe(key)).digest for key in sweep.tasks} == {k: a.digest for k, a in inline.items()}
+    assert {key: digest(store, sweep.recipe(key)) for key in sweep.tasks} == {key: a.digest for key, a in inline.items()}
     assert sweep.closed
 
 
@@ -125,7 +60,7 @@ def test_a_preempted_job_goes_on_from_its_checkpoint(
     sweep = submit_plan(Plan([recipe], store), PROFILE.with_stages({"toy": {"cpus": CPUS}}, "test"), name="preempted")
     until(begun(store, recipe), START, "it does not start")
     cluster.run("sbatch", "--partition=high", f"--cpus-per-task={CPUS}", "--output=/dev/null", "--wrap=sleep 2")
-    assert over(cluster, sweep, store).counts["done"] == 1
+    all_done(cluster, sweep, store)
     assert causes(sweep, recipe.key) == ["preempted", "done"]
     assert digest(store, recipe) == expected(recipe, tmp_path)
     assert recipe.train.steps <= (tmp_path / "steps").stat().st_size <= recipe.train.steps + 1
@@ -133,16 +68,27 @@ def test_a_preempted_job_goes_on_from_its_checkpoint(
 
 @pytest.mark.slow
 def test_the_time_limit_four_times_in_a_row(cluster: private_cluster.Cluster, store: Store, tmp_path: Path) -> None:
-    """A limit of a minute and a notice long before it: SLURM signals within seconds of each start."""
-    recipe = slow(steps=600)
-    stages = {"default": {"cpus": 1, "time": "1"}}
-    profile = Profile(partition="low", signal_delay=55, stages=stages, retries=Retries(time_limit=60))
+    """A job may use half of its limit, a minute or on a busy machine more; the work is that of four such halves."""
+    minutes = 1 + int(seconds_of_a_start(tmp_path) / 10)
+    recipe = slow(steps=600 * minutes)
+    stages = {"default": {"cpus": 1, "time": str(minutes)}}
+    profile = Profile(partition="low", signal_delay=30 * minutes, stages=stages, retries=Retries(time_limit=60))
     sweep = submit_plan(Plan([recipe], store), profile, name="limits")
-    assert over(cluster, sweep, store).counts["done"] == 1
+    all_done(cluster, sweep, store, 3600)
     found = causes(sweep, recipe.key)
     assert set(found[:-1]) == {"time limit"}
     assert len(found) >= 5
     assert digest(store, recipe) == expected(recipe, tmp_path)
+
+
+def seconds_of_a_start(folder: Path) -> float:
+    """How long a stage takes here that has nothing to do."""
+    path = folder / "recipe.json"
+    path.write_text(json.dumps(Toy(seed=100).to_dict()))
+    clock = time.monotonic()
+    command = [sys.executable, "-m", "pagoda_bench.cli.main", "run-stage", str(path), "--store", str(folder / "start")]
+    subprocess.run(command, check=True, capture_output=True)
+    return time.monotonic() - clock
 
 
 def test_a_killed_stage_is_tried_again_in_its_job(cluster: private_cluster.Cluster, store: Store, tmp_path: Path) -> None:
@@ -150,7 +96,7 @@ def test_a_killed_stage_is_tried_again_in_its_job(cluster: private_cluster.Clust
     sweep = submit_plan(Plan([recipe], store), PROFILE, name="killed")
     until(begun(store, recipe), START, "it does not start")
     kill(lambda words: "run-stage" in words and any(recipe.key in word for word in words))
-    assert over(cluster, sweep, store).counts["done"] == 1
+    all_done(cluster, sweep, store)
     assert causes(sweep, recipe.key) == ["killed", "done"]
     assert digest(store, recipe) == expected(recipe, tmp_path)
 
@@ -166,7 +112,7 @@ def test_a_killed_job_fails_and_is_resumed(cluster: private_cluster.Cluster, sto
     assert [found[r.key].state for r in (recipe, other, above)] == ["failed", "done", "blocked"]
     missing = [task.key for task in found.values() if task.state != "done"]
     assert resume(Sweep(sweep.folder), missing, PROFILE, store) == 2
-    assert over(cluster, sweep, store).counts["done"] == 3
+    all_done(cluster, sweep, store)
     assert digest(store, recipe) == expected(recipe, tmp_path)
 
 
@@ -193,25 +139,84 @@ def test_the_controller_may_end_and_come_back(cluster: private_cluster.Cluster, 
     assert not silent.over
     cluster.start_controller(clean=False)
     until(lambda: cluster.run("squeue", check=False), 60, "the controller does not come back")
-    assert over(cluster, sweep, store).counts["done"] == 4
+    all_done(cluster, sweep, store)
 
 
-def test_fifteen_hundred_tasks(cluster: private_cluster.Cluster, store: Store) -> None:
-    recipes = [Toy(seed=seed) for seed in range(1500)]
-    plan = Plan(recipes, store)
+def test_fifteen_hundred_tasks_are_submitted_and_seen(cluster: private_cluster.Cluster, store: Store) -> None:
+    many(1500, cluster, store)
+
+
+@pytest.mark.slow
+def test_many_tasks_are_all_collected(cluster: private_cluster.Cluster, store: Store) -> None:
+    """As many as PAGODA_BENCH_MANY says: a task costs about a second of a core."""
+    sweep = many(int(os.environ.get("PAGODA_BENCH_MANY", "200")), cluster, store, cancel=False)
+    clock = time.monotonic()
+    until(lambda: not cluster.run("squeue", "--noheader").strip(), 7200, "the queue does not empty")
+    took = time.monotonic() - clock
+    all_done(cluster, sweep, store)
+    clock = time.monotonic()
+    overview(Sweep(sweep.folder), store)
+    print(f"{len(sweep.tasks)} tasks made in {took:.0f} s, looked at in {time.monotonic() - clock:.2f} s")
+
+
+def many(count: int, cluster: private_cluster.Cluster, store: Store, cancel: bool = True) -> Sweep:
+    """A sweep of so many stages, submitted and looked at; times are those of this process's own work where a limit holds,
+    since those on the wall are of the machine's other work too."""
+    plan = Plan([Toy(seed=seed) for seed in range(count)], store)
     clock, used = time.monotonic(), time.process_time()
     sweep = submit_plan(plan, PROFILE, name="many")
     taken, taken_cpu = time.monotonic() - clock, time.process_time() - used
-    assert len(sweep.jobs) <= -(-1500 // max_array_size()) + 1
+    assert len(sweep.jobs) <= -(-count // max_array_size()) + 1
     sweep = Sweep(sweep.folder)
     clock, used = time.monotonic(), time.process_time()
     found = overview(sweep, store)
     looked, looked_cpu = time.monotonic() - clock, time.process_time() - used
-    cluster.run("scancel", *(job.id for job in sweep.jobs))
+    if cancel:
+        cluster.run("scancel", *(job.id for job in sweep.jobs))
     print(f"submitted in {taken:.1f} s (CPU {taken_cpu:.2f} s), looked at in {looked:.2f} s (CPU {looked_cpu:.2f} s)")
-    assert sum(found.counts.values()) == 1500
-    assert taken_cpu < 10  # the time on the wall is that of the machine's other work too
+    assert sum(found.counts.values()) == count
+    assert taken_cpu < 10
     assert looked_cpu < 1
+    return sweep
+
+
+def test_a_full_disk_is_named_and_made_space_on(cluster: private_cluster.Cluster, store: Store, tmp_path: Path) -> None:
+    """The store, with its events and logs, lies on a disk that another program fills while a stage runs."""
+    recipe, above = slow(steps=60), ToySum(parts=(slow(steps=60),))
+    with small_disk(store.root):
+        sweep = submit_plan(Plan([above], store), PROFILE, name="full")
+        until(begun(store, recipe), START, "it does not start")
+        fill(store.root / "ballast")
+        found = {task.key: task for task in over(cluster, sweep, store).tasks}
+        assert (found[recipe.key].state, found[recipe.key].cause) == ("failed", "disk full")
+        assert f"the disk that holds {store.root} is full" in found[recipe.key].line
+        assert found[above.key].state in ("blocked", "failed")  # its own job may come to an end on the full disk too
+        assert json.loads((store.root / ".work" / f"toy-{recipe.key}" / "state.json").read_text())[0] > 0
+        (store.root / "ballast").unlink()
+        assert resume(Sweep(sweep.folder), list(sweep.tasks), PROFILE, store) == 2
+        all_done(cluster, sweep, store)
+        assert digest(store, recipe) == expected(recipe, tmp_path)
+        cluster.run("scancel", "--user=root", check=False)
+        until(lambda: not cluster.run("squeue", "--noheader").strip(), 60, "the queue does not empty")
+
+
+@contextmanager
+def small_disk(place: Path) -> Iterator[None]:
+    place.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(place)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(path: Path) -> None:
+    """A file that takes all the space there is."""
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
 
 
 def test_two_submissions_at_once(cluster: private_cluster.Cluster, store: Store) -> None:
@@ -228,7 +233,20 @@ def test_two_submissions_at_once(cluster: private_cluster.Cluster, store: Store)
     made = sweeps(store)
     assert sum(len(job.keys) for sweep in made for job in sweep.jobs) == 4
     for sweep in made:
-        assert over(cluster, sweep, store).counts["done"] == 4
+        all_done(cluster, sweep, store)
+
+
+def test_what_slurm_refuses_is_one_line(cluster: private_cluster.Cluster, store: Store) -> None:
+    rare = PROFILE.model_copy(update={"gpu_type": "h9000"}).with_stages({"toy": {"gpus": 1}}, "test")
+    for profile in (
+        rare,
+        PROFILE.model_copy(update={"constraint": "h9000"}),
+        PROFILE.with_stages({"toy": {"mem_gb": 900}}, ""),
+    ):
+        with pytest.raises(UserError, match="SLURM refuses the submission, nothing was submitted: ") as caught:
+            submit_plan(Plan([Toy()], store), profile, name="no")
+        assert "\n" not in str(caught.value)
+    assert sweeps(store) == []
 
 
 def test_the_check_reports_what_a_node_sees(
@@ -253,29 +271,17 @@ def test_the_smoke_table_has_the_same_bytes_as_inline(
     submitted = [*common, "--executor", "slurm", "--cluster", str(profile), "--store", str(store.root)]
     assert cli.main(submitted) == 0
     (sweep,) = sweeps(store)
-    assert over(cluster, sweep, store, 1800).counts["done"] == len(sweep.tasks)
+    all_done(cluster, sweep, store)
     assert cli.main(["collect", sweep.name, "--store", str(store.root), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "smoke" / "table1.csv").is_file()
     inline = Store(tmp_path / "inline")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    code = sweep.about["code"]["path"]  # where the checkout has changed meanwhile, the jobs have not
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((code, os.environ["PYTHONPATH"]))}
     places = ["--store", str(inline.root), "--out", str(tmp_path / "inline-out")]
     command = [sys.executable, "-m", "pagoda_bench.cli.main", *common, *places]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    subprocess.run(command, cwd=code, env=environment, check=True, capture_output=True)
+    assert {artifact.key for artifact in inline.artifacts()} == set(sweep.tasks)
     for artifact in inline.artifacts():
         found = store.find(artifact.recipe)
         assert found is not None
         assert found.digest == artifact.digest, artifact.name
-
-
-def kill(meant: Callable[[list[str]], bool]) -> None:
-    """SIGKILL to the processes whose command line is meant."""
-    killed = 0
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().decode("utf-8", "replace").split("\0")
-        except OSError:
-            continue
-        if meant(words):
-            os.kill(int(path.parent.name), signal.SIGKILL)
-            killed += 1
-    assert killed, "there is no such process"

@@ -18,6 +18,8 @@ EXTRACTORS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "inception": ("inception", "Inception", {}),
     "clean": ("clean", "Clean", {}),
     "vgg16": ("vgg", "VGG16", {}),
+    "lpips-vgg16": ("lpips", "LPIPS", {}),
+    "pixels": ("pixels", "Pixels", {}),
     **{f"dinov2-{m}": ("dinov2", "DINOv2", {"model": m}) for m in ("vits14", "vitb14", "vitl14", "vitg14")},
     "dinov2-vitl14-torch": ("dinov2", "DINOv2", {"model": "vitl14", "resize": "torch"}),
     "clip-vit-b-32": ("clip", "CLIP", {"model": "ViT-B-32-quickgelu"}),

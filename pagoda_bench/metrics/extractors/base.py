@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from pagoda_bench.errors import UserError, nearest
+from pagoda_bench.metrics.extractors.weights import ORIGINALS, Found, find
 
 Precision = Literal["float32", "bfloat16"]
 INSTALL = "install what evaluation needs with: pip install 'pagoda-bench[eval]'"
@@ -31,6 +33,7 @@ class Extractor(ABC):
     precision: Precision
     dimensions: Mapping[str, int]
     device: torch.device
+    original: ClassVar[str] = ""  # whose published weights it takes when none are given
 
     def __init__(
         self,
@@ -43,6 +46,18 @@ class Extractor(ABC):
     ) -> None:
         self.name, self.weights, self.resize, self.dimensions = name, weights, resize, dict(dimensions)
         self.device, self.precision = torch.device(device), precision
+
+    @classmethod
+    def load(cls, weights: Path | None = None, device: str = "cpu", precision: Precision = "float32", **options: Any) -> Self:
+        """With weights from a file, or the published ones. Raises `UserError` when they cannot be had or do not fit."""
+        build: Any = cls
+        found: Self = build(cls.found(weights, **options), device=device, precision=precision, **options)
+        return found
+
+    @classmethod
+    def found(cls, weights: Path | None, **options: Any) -> Found:
+        """The file of the weights."""
+        return find(ORIGINALS[cls.original], weights)
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -73,6 +88,19 @@ class Extractor(ABC):
                 expected = (len(images), self.dimensions[name])
                 raise UserError(f"extractor '{self.name}': feature '{name}' has shape {tuple(value.shape)}, not {expected}")
         return out
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """float32 (N,), how unlike the images of each pair look; both uint8 (N, 3, H, W)."""
+        with torch.inference_mode(), _arithmetic(self.device, self.precision):
+            return self.unlikeness(a.to(self.device), b.to(self.device)).float()
+
+    def unlikeness(self, a: Tensor, b: Tensor) -> Tensor:
+        """(N,) of `distance`. Raises `UserError` where a network is not made to compare pairs."""
+        raise UserError(f"extractor '{self.name}' compares no pairs of images: use lpips-vgg16 or embedded")
+
+    def text(self, prompts: Sequence[str]) -> Tensor:
+        """float32 (N, d) of N texts, among the embeddings of images. Raises `UserError` where a network reads no texts."""
+        raise UserError(f"extractor '{self.name}' reads no texts: use one of the clip networks")
 
     @abstractmethod
     def extract(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ is not optional, since the filter overshoots at edges.
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.extractors.base import Extractor, Precision
 from pagoda_bench.metrics.extractors.inception import SIZE, network
-from pagoda_bench.metrics.extractors.weights import ORIGINALS, Found, find
+from pagoda_bench.metrics.extractors.weights import ORIGINALS, Found
 
 
 def clean_resize(images: Tensor, size: int = SIZE) -> Tensor:
@@ -32,6 +31,8 @@ def clean_resize(images: Tensor, size: int = SIZE) -> Tensor:
 class Clean(Extractor):
     """From NVIDIA's TorchScript file, which clean-fid uses, or from a state dict in torch-fidelity's names."""
 
+    original = "clean"
+
     def __init__(self, found: Found, device: str | torch.device = "cpu", precision: Precision = "float32") -> None:
         super().__init__(
             "inception-v3 2015 (clean)",
@@ -43,10 +44,6 @@ class Clean(Extractor):
         )
         self._scripted = found.path.suffix == ".pt"
         self.network: Any = _script(found, device) if self._scripted else network(found, device)
-
-    @classmethod
-    def load(cls, weights: Path | None = None, device: str = "cpu", precision: Precision = "float32", **_: Any) -> Clean:
-        return cls(find(ORIGINALS["clean"], weights), device, precision)
 
     def extract(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
         x = clean_resize(images)

@@ -75,21 +75,12 @@ class CLIP(Extractor):
         self._tokenize: Any = clip.get_tokenizer(model)
 
     @classmethod
-    def load(
-        cls,
-        weights: Path | None = None,
-        device: str = "cpu",
-        precision: Precision = "float32",
-        *,
-        model: str = "ViT-L-14-quickgelu",
-        tag: str | None = "openai",
-        **_: Any,
-    ) -> CLIP:
+    def found(cls, weights: Path | None, **options: Any) -> Found:
+        model, tag = options.get("model", "ViT-L-14-quickgelu"), options.get("tag", "openai")
         original = ORIGINALS.get(f"clip-{model.removesuffix(QUICK).lower()}") if tag == "openai" else None
         if weights is None and original is None:
             raise UserError(f"no published file is known for CLIP '{model}' '{tag}': give its weights by path")
-        found = find(original, weights) if original else find(ORIGINALS["clip-vit-l-14"], weights)
-        return cls(found, model, tag, device, precision)
+        return find(original or ORIGINALS["clip-vit-l-14"], weights)
 
     def extract(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
         x = normalised(crop_and_resize(images, self.size).float(), MEAN, STD)

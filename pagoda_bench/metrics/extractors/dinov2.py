@@ -80,19 +80,11 @@ class DINOv2(Extractor):
         self.network = frozen(network, device)
 
     @classmethod
-    def load(
-        cls,
-        weights: Path | None = None,
-        device: str = "cpu",
-        precision: Precision = "float32",
-        *,
-        model: str = "vitl14",
-        resize: Resize = "pil",
-        **_: Any,
-    ) -> DINOv2:
+    def found(cls, weights: Path | None, **options: Any) -> Found:
+        model = options.get("model", "vitl14")
         if model not in MODELS:
             raise UserError(f"unknown DINOv2 model '{model}'" + nearest(model, MODELS))
-        return cls(find(ORIGINALS[f"dinov2-{model}"], weights), model, resize, device, precision)
+        return find(ORIGINALS[f"dinov2-{model}"], weights)
 
     def extract(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
         if self._how == "pil":

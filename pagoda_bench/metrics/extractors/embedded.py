@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.extractors.base import Extractor, Precision, frozen
+from pagoda_bench.metrics.extractors.lpips import map_distance
 from pagoda_bench.metrics.extractors.weights import FOLDER, Found, Original, find, state_dict
 from pagoda_bench.nets.features import FEATURES, FeatureModel
 from pagoda_bench.resources import released_roots
@@ -41,25 +42,33 @@ class Embedded(Extractor):
         if dimensions != FEATURES or resolution is None:
             raise UserError(f"{found.path} is an embedded feature network of another release: make it again")
         self.resolution = resolution
-        self.network = frozen(FeatureModel.load(found.path, classes, width, resolution), device)
+        self.network: Any = frozen(FeatureModel.load(found.path, classes, width, resolution), device)
 
     @classmethod
-    def load(cls, weights: Path | None = None, device: str = "cpu", precision: Precision = "float32", **_: Any) -> Embedded:
+    def found(cls, weights: Path | None, **options: Any) -> Found:
         if weights is not None and Path(weights).is_dir():
             weights = Path(weights) / FILE
         if weights is None:
             weights = _released()
-        return cls(find(Original(FILE, "", None), weights), device, precision)
+        return find(Original(FILE, "", None), weights)
 
     def extract(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
+        features, logits = self.network(self._scaled(images))
+        return {"features": features, "logits": logits}
+
+    def unlikeness(self, a: Tensor, b: Tensor) -> Tensor:
+        """LPIPS's form on the maps of this network, all channels alike: no judgements of people stand behind it."""
+        maps = zip(*(self.network.maps(self._scaled(images)) for images in (a, b)), strict=True)
+        return torch.stack([map_distance(x, y) for x, y in maps]).sum(0)
+
+    def _scaled(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         if height != width or self.resolution % width:
             raise UserError(
                 f"the embedded network wants square images whose side divides {self.resolution}, not {width} x {height}: "
                 "crop or resize them first"
             )
-        features, logits = self.network((images.float() / 127.5 - 1).contiguous())
-        return {"features": features, "logits": logits}
+        return (images.float() / 127.5 - 1).contiguous()
 
 
 def _resolution(inputs: int, width: int) -> int | None:

@@ -37,8 +37,8 @@ class User(Extractor):
         super().__init__(where, str(weights), resize, dimensions, device, precision)
 
     @classmethod
-    def load(cls, where: str, device: str = "cpu", precision: Precision = "float32", **_: Any) -> User:
-        return cls(where, device, precision)
+    def load(cls, weights: Path | None = None, device: str = "cpu", precision: Precision = "float32", **options: Any) -> User:
+        return cls(str(options["where"]), device, precision)
 
     def extract(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
         return self._named(images, self.name)

@@ -6,7 +6,6 @@ The weights are torchvision's and the resize torch-fidelity's, so that its `prc`
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pagoda_bench.metrics.extractors.base import Extractor, Precision, frozen, normalised, optional
-from pagoda_bench.metrics.extractors.weights import ORIGINALS, Found, find, load_into, state_dict
+from pagoda_bench.metrics.extractors.weights import Found, load_into, state_dict
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 224
@@ -22,6 +21,8 @@ SIZE = 224
 
 class VGG16(Extractor):
     """`fc2`: the layer's output; `fc2_relu`: rectified, which torch-fidelity uses."""
+
+    original = "vgg16"
 
     def __init__(self, found: Found, device: str | torch.device = "cpu", precision: Precision = "float32") -> None:
         super().__init__(
@@ -38,10 +39,6 @@ class VGG16(Extractor):
         network.classifier = classifier[:4]  # as far as the second linear layer, before its ReLU
         self.network = frozen(network, device)
         self._resize: Any = optional("torch_fidelity.interpolate_compat_tensorflow").interpolate_bilinear_2d_like_tensorflow1x
-
-    @classmethod
-    def load(cls, weights: Path | None = None, device: str = "cpu", precision: Precision = "float32", **_: Any) -> VGG16:
-        return cls(find(ORIGINALS["vgg16"], weights), device, precision)
 
     def extract(self, images: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
         x = self._resize(images.float(), size=(SIZE, SIZE), align_corners=False)

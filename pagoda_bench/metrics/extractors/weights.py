@@ -53,6 +53,11 @@ ORIGINALS = {
         "https://download.pytorch.org/models/vgg16-397923af.pth",
         "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
     ),
+    "lpips-vgg16": Original(
+        "weights-vgg16-lpips.pth",
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-vgg16-lpips.pth",
+        None,
+    ),
     "dinov2-vits14": Original(
         "dinov2_vits14_pretrain.pth",
         f"{_DINO}/dinov2_vits14/dinov2_vits14_pretrain.pth",

@@ -1,0 +1,1 @@
+"""Cascaded diffusion: a base model, and super-resolution diffusion models on what it makes."""

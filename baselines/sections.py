@@ -1,0 +1,33 @@
+"""The values of a method at a scale: its preset, and over that what the scale and the row say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pagoda_bench.errors import UserError, nearest
+
+FALLBACK = "embedded"
+
+
+def section(presets: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any], scale: str, method: str) -> dict[str, Any]:
+    """`given`, which is `methods.<method>` of the scale, merged over a preset: the one that its key `preset` names, else
+    the one called as the scale is, else "embedded". Lists and plain values replace, mappings are merged.
+
+    Raises:
+        UserError: `preset` names none.
+    """
+    own = dict(given)
+    name = own.pop("preset", scale if scale in presets else FALLBACK)
+    if name not in presets:
+        raise UserError(f"scale '{scale}', methods.{method}.preset: unknown preset '{name}'{nearest(str(name), presets)}")
+    return merged(presets[name], own)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on `base`, mappings key by key."""
+    out = dict(base)
+    for key, value in over.items():
+        before = out.get(key)
+        out[key] = merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+    return out
