@@ -201,6 +201,7 @@ def test_without_its_new_inputs_the_network_is_the_unet(patch: int) -> None:
         assert (ours(x, sigma, labels, low, level) - other).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_whole_cascade_costs_what_it_is_matched_with(tmp_path: Path) -> None:
     """Base, then two stages with shares 0.5 and 1: their counted work and the base's sum to that of the matched model."""
     matched = EDM(data=DATA, net=NET, train=SHORT, seed=9)

@@ -185,6 +185,7 @@ def test_intervals_are_drawn_as_the_lognormal_noise_falls_into_them() -> None:
     np.testing.assert_allclose(np.bincount(cm.pick(chances, even), minlength=20) / 100_000, chances, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["cd", "ict"])
 def test_training_finds_the_exact_flow_of_a_gaussian(method: str) -> None:
     """One evaluation from any level lands where the ODE, solved on paper, does; untrained, the same network is far off."""
@@ -263,6 +264,7 @@ def saved_teacher(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_student_starts_from_its_teacher_and_costs_what_it_should(tmp_path: Path) -> None:
     """A learning rate of zero leaves the teacher's weights; a step is six forward passes of work, and `match` fills up."""
     matched = ConsistencyTraining(data=DATA, net=NET, train=SHORT, seed=9)
