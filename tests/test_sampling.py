@@ -66,7 +66,9 @@ def test_noise_belongs_to_the_index(indices: list[int], seed: int) -> None:
     assert rows.shape == (len(indices), 2, 3)
     for i, index in enumerate(indices):
         # An independent generator for each row.
-        fresh = np.random.Generator(np.random.Philox(key=[seed, index])).standard_normal((2, 3), dtype=np.float32)
+        fresh = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64))).standard_normal(
+            (2, 3), dtype=np.float32
+        )
         np.testing.assert_array_equal(rows[i], fresh)
 
 

@@ -17,7 +17,7 @@ def noise(indices: np.ndarray | Sequence[int], shape: Sequence[int], seed: int =
     keys = np.asarray(indices, dtype=np.uint64).tolist()
     rows = np.empty((len(keys), math.prod(shape)), dtype=np.float32)
     # One generator, set back to the start of another stream for each row: four times as fast as a new one each.
-    philox = np.random.Philox(key=[seed, 0])
+    philox = np.random.Philox(key=np.array([seed, 0], np.uint64))  # a list of large and small integers becomes floats
     generator = np.random.Generator(philox)
     start = philox.state
     key = start["state"]["key"]
