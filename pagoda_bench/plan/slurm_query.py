@@ -88,7 +88,9 @@ def read_accounting(text: str) -> dict[str, Seen]:
         if len(rest) == 4 and "." not in job and rest[0]:
             for one in expand(job):
                 found[one] = Seen(rest[0].split()[0], float(rest[1] or 0), rest[2], rest[3])
-    return found
+    # an array is one record under its plain number until the database has heard of its elements
+    arrays = {job.partition("_")[0] for job in found if "_" in job}
+    return {job: seen for job, seen in found.items() if job not in arrays}
 
 
 def expand(job: str) -> list[str]:

@@ -52,11 +52,16 @@ def test_what_sacct_says_of_a_job(cluster: accounting.AccountedCluster, store: S
     all_done(cluster, sweep, store)
     ids = set(sweep.job_ids().values())
     array = sweep.jobs[0].id
-    until(lambda: {s.state for s in (slurm_query.accounting([array]) or {}).values()} == {"COMPLETED"}, 60, "no end is known")
-    known = slurm_query.accounting([array])
-    assert known is not None
-    assert set(known) == ids
-    assert all(seen.node == cluster.host and not seen.live for seen in known.values())
+    told: dict[str, slurm_query.Seen] = {}
+
+    def ended() -> bool:  # the database hears of the elements one by one
+        told.clear()
+        told.update(slurm_query.accounting([array]) or {})
+        return ids <= set(told) and all(seen.state == "COMPLETED" for seen in told.values())
+
+    until(ended, 60, "no end is known")
+    assert set(told) == ids
+    assert all(seen.node == cluster.host and not seen.live for seen in told.values())
 
 
 def test_an_account_that_is_not_ones_own_is_refused(cluster: accounting.AccountedCluster, store: Store) -> None:
