@@ -10,7 +10,15 @@ from torch import Tensor
 from pagoda_bench.nets import augment
 from pagoda_bench.nets.discriminator import ProjectedDiscriminator, hinge_discriminator
 from pagoda_bench.nets.unet import UNet
-from pagoda_bench.pagoda.losses import accumulate, adaptive_weight, feature_distance, last_layer
+from pagoda_bench.pagoda.losses import (
+    Term,
+    accumulate,
+    adaptive_weight,
+    discriminator_loss,
+    feature_distance,
+    generator_loss,
+    last_layer,
+)
 from tests.official import OFFICIAL, TINY, fill
 
 
@@ -61,7 +69,7 @@ def test_adaptive_weight_and_gradients_are_the_official_ones(row: int) -> None:
     np.testing.assert_allclose([float(n.norm()) for n in norms], [rec_norm, gen_norm], rtol=2e-3)
     np.testing.assert_allclose(float(adaptive_weight(*norms)), weight, rtol=2e-3)
     whole = torch.autograd.grad(l_rec + weight * l_adv, at, retain_graph=True)[0]
-    factor, _ = accumulate((rebuilt, fake), (l_rec, l_adv), at, weight=1.0, adaptive=True)
+    _, factor = accumulate([Term(rebuilt, l_rec), Term(fake, l_adv, adaptive=True)], at)
     np.testing.assert_allclose(factor, weight, rtol=2e-3)
     torch.testing.assert_close(at.grad, whole, atol=1e-5, rtol=5e-3)
 
@@ -109,3 +117,36 @@ def test_discriminator_is_seeded_and_conditional() -> None:
     assert sum(p.requires_grad for p in nets[0].mix_channels.parameters()) == 0
     other = ProjectedDiscriminator((8, 12, 16), classes=4, width=8, seed=6)
     assert not torch.equal(other.mix_channels[0].weight, nets[0].mix_channels[0].weight)
+
+
+def test_accumulated_gradients_are_those_of_the_weighted_sum() -> None:
+    """Three terms, two of them of one image; a loss scale comes out in the gradients and not in the factors."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 5))
+    at = net[2].weight
+    x = torch.randn(2, 3)
+
+    def terms() -> list[Term]:
+        image, other = net(x), net(-x)
+        return [
+            Term(image, image.square().mean()),
+            Term(image, image.sin().sum(), 0.5, adaptive=True),
+            Term(other, other.exp().mean(), 2.0),
+        ]
+
+    norms = [torch.autograd.grad(t.loss, at, retain_graph=True)[0].norm() for t in terms()]
+    expected = [1.0, 0.5 * float((norms[0] / (norms[1] + 1e-4)).clamp(0.01, 10)), 2.0]
+    whole = torch.autograd.grad(sum(f * t.loss for f, t in zip(expected, terms(), strict=True)), list(net.parameters()))
+    found = accumulate(terms(), at, scale=8.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for p, gradient in zip(net.parameters(), whole, strict=True):
+        torch.testing.assert_close(p.grad, 8 * gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_the_non_saturating_losses_are_the_cross_entropy_of_real_and_fake() -> None:
+    real, fake = torch.tensor([0.3, -2.0]), torch.tensor([1.5, -0.1])
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits
+    expected = entropy(real, torch.ones(2)) + entropy(fake, torch.zeros(2))
+    torch.testing.assert_close(discriminator_loss(real, fake, "non-saturating"), expected)
+    torch.testing.assert_close(generator_loss(fake, "non-saturating"), entropy(fake, torch.ones(2)))
+    torch.testing.assert_close(generator_loss(fake, "hinge"), torch.tensor(-0.7))

@@ -142,7 +142,7 @@ def test_augmentation_comes_after_resizing_for_the_distance_and_before_it_for_th
         def each(self) -> list[Plain]:
             return [Plain()]
 
-    monkeypatch.setattr("pagoda_bench.pagoda.official_step.augment", spy)
+    monkeypatch.setattr("pagoda_bench.pagoda.looks.augment", spy)
     eyes: object = PlainEyes()
     reconstruction_terms(eyes, image(1, 32), image(1, 32), augmented=True)  # type: ignore[arg-type]
     logits(lambda maps, labels: maps[0], eyes, image(1, 32), torch.zeros(1), augmented=True)  # type: ignore[arg-type]

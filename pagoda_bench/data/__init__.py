@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pagoda_bench.errors import UserError
-from pagoda_bench.recipes.data import DataConfig, EmbeddedData, ImageData, Split
+from pagoda_bench.recipes.data import DataConfig, EmbeddedData, ImageData, PreparedData, Split
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,8 @@ class Dataset(Protocol):
         """How many images there are; None when there is no end."""
 
     def images(self, indices: NDArray[np.int64], resolution: int, split: Split) -> NDArray[np.uint8]:
-        """uint8 (N, resolution, resolution, 3): exact box means, rounded half to even, of the master resolution."""
+        """uint8 (N, resolution, resolution, 3): exact box means, rounded half to even, of the master resolution; of prepared
+        data, the crop of each size."""
 
     def labels(self, indices: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
         """int64 (N,)."""
@@ -52,4 +53,10 @@ def open_dataset(
         if data_path is None:
             raise UserError(f"the images of '{config.name}' are on your disk: say where with --data PATH")
         return Images(config, data_path(config.digest), progress=progress)
-    raise UserError(f"no data set can be opened from a config of the kind '{config.kind}' (known: embedded, images)")
+    if isinstance(config, PreparedData):
+        from pagoda_bench.data.imagenet import Prepared
+
+        if data_path is None:
+            raise UserError(f"'{config.name}' is on your disk: say where 'data prepare' put it with --data PATH")
+        return Prepared(config, data_path(config.digest))
+    raise UserError(f"no data set can be opened from a config of the kind '{config.kind}' (known: embedded, images, prepared)")

@@ -63,8 +63,9 @@ def decoding() -> Iterator[None]:
         yield
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
-    """The bytes of a JPEG, PNG or WebP file as uint8 (H, W, 3). Raises `BadFile` with the reason when it cannot be used."""
+def decode(data: bytes, *, turn: bool = True) -> NDArray[np.uint8]:
+    """The bytes of a JPEG, PNG or WebP file as uint8 (H, W, 3). Raises `BadFile` with the reason when it cannot be used.
+    Without `turn` the EXIF orientation is not applied."""
     if not data:
         raise BadFile("is empty")
     try:
@@ -72,7 +73,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
             if image.width * image.height > MAX_PIXELS:
                 raise BadFile(f"is a decompression bomb or too large ({image.width} x {image.height} pixels)")
             pixels = to_rgb(image)
-            return orient(pixels, _orientation(image))
+            return orient(pixels, _orientation(image)) if turn else pixels
     except BadFile:
         raise
     except UnidentifiedImageError:

@@ -1,4 +1,4 @@
-"""The step that Stages 2 and 3 share: L_rec on data-latent pairs, L_adv on fresh noise, then the discriminator's turn."""
+"""Training of a one-step generator, Stages 2 and 3 alike: what judges is built from the recipe, the loop runs `steps.Step`."""
 
 from __future__ import annotations
 
@@ -7,100 +7,80 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import nn
 
 from pagoda_bench.data import open_dataset
 from pagoda_bench.diffusion.edm import SIGMA_MAX
-from pagoda_bench.nets.augment import augment, draw
-from pagoda_bench.nets.discriminator import ProjectedDiscriminator, hinge_discriminator
-from pagoda_bench.nets.features import load_features, save_half, to_network
+from pagoda_bench.nets.features import from_network, load_features
 from pagoda_bench.nets.unet import UNet
-from pagoda_bench.pagoda.losses import accumulate, feature_distance, last_layer
+from pagoda_bench.pagoda.looks import EmbeddedLook, Look, ProjectedLook, build_eyes, judge_of
+from pagoda_bench.pagoda.sources import Source, source_of
+from pagoda_bench.pagoda.steps import Generate, Step
 from pagoda_bench.recipes.stages import Distill, Grow
-from pagoda_bench.training.loop import EMA, Task, batch_indices, train
+from pagoda_bench.sampling.noise import noise
+from pagoda_bench.training import parallel
+from pagoda_bench.training.averages import averages, save_averages
+from pagoda_bench.training.loop import EMA, Task, train
+from pagoda_bench.training.updates import LossScale, optimizer
 
-FIRST_FRESH = 2**30
-"""Real images for the discriminator start here in an endless data set, so that they are not the pairs'."""
+SHOWN = 64  # samples in a grid
 
 
-def fit(recipe: Distill | Grow, net: UNet, generate: Callable[[Tensor, Tensor], Tensor], ctx: Any) -> None:
-    """Trains those parameters of `net` that ask for gradients; `generate(z, labels)` is the one-step generator.
+def fit(
+    recipe: Distill | Grow, net: UNet, generate: Generate, ctx: Any, prepare: Callable[[Source], int] | None = None
+) -> None:
+    """Trains those parameters of `net` that ask for gradients; `prepare` is given the pairs before the first step, and returns
+    the operations that it took.
 
-    Writes the payload `model.safetensors` (averaged weights, float16).
+    Writes the payload `model.safetensors` (averaged weights, float16), and one more for each further average.
     """
+    device, loss, config = parallel.compute_device(), recipe.loss, recipe.train
     data = open_dataset(recipe.pairs.teacher.data, ctx.data_path)
-    features = load_features(recipe.features, ctx)
-    latents = np.load(ctx.input(recipe.pairs) / "latents.npy", mmap_mode="r")
-    count, size = recipe.pairs.count, recipe.net.output_resolution
-    low = recipe.pairs.teacher.net.resolution
-    judge = ProjectedDiscriminator(features.channels, len(data.classes), recipe.loss.discriminator_width, recipe.seed)
-    judge = judge.to(memory_format=torch.channels_last)
+    features = load_features(recipe.features, ctx).to(device) if loss.features == "embedded" else None
+    look: Look
+    if features is not None:
+        look = EmbeddedLook(features, augmented=loss.augment, eps=loss.eps)
+    else:
+        look = ProjectedLook(build_eyes(loss.projected).to(device), augmented=loss.augment, eps=loss.eps)
+    judges: dict[str, nn.Module] = {"discriminator": judge_of(loss, features, len(data.classes), recipe.seed)}
+    if loss.adversarial_rec:
+        judges["reconstructions"] = judge_of(loss, features, len(data.classes), recipe.seed + 1)
+    judges = {k: parallel.synced(j).to(device).to(memory_format=torch.channels_last) for k, j in judges.items()}
+    net.to(device)
     mine = [p for p in net.parameters() if p.requires_grad]
-    theirs = [p for p in judge.parameters() if p.requires_grad]
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "generator": torch.optim.Adam(mine, lr=recipe.train.lr, betas=recipe.train.betas),
-        "discriminator": torch.optim.Adam(theirs, lr=recipe.loss.lr_discriminator, betas=(0.0, 0.99)),
-    }
-    loss, batch = recipe.loss, recipe.train.batch
-    ema = EMA(net, recipe.train.ema)
-    at = last_layer(net)
+    optimizers = {"generator": optimizer(mine, config)}
+    for name, judge in judges.items():
+        theirs = [p for p in judge.parameters() if p.requires_grad]
+        optimizers[name] = optimizer(theirs, config, loss.lr_discriminator, betas=loss.betas_discriminator)
+    emas, scale = averages(net, config, "generator"), LossScale(config.precision)
+    source = source_of(recipe, data, ctx)
+    before = prepare(source) if prepare else 0
+    step = Step(recipe, net, generate, look, judges, optimizers, source, data, scale)
 
-    def eyes(x: Tensor) -> list[Tensor]:
-        return features.maps(augment(x, draw(len(x), x.shape[-1])) if loss.augment else x)
-
-    def real_images(index: int) -> tuple[Tensor, Tensor]:
-        total = data.size("train")
-        numbers = batch_indices(total, batch, index, recipe.seed + 1)
-        if total is None:
-            numbers = numbers + FIRST_FRESH
-        image = to_network(data.images(numbers, size, "train"))
-        if recipe.pairs.flip:
-            image = torch.where((torch.rand(len(image)) < 0.5)[:, None, None, None], image.flip(3), image)
-        return image, torch.from_numpy(data.labels(numbers, "train"))
-
-    def paired(index: int) -> tuple[Tensor, Tensor, Tensor]:
-        rows = batch_indices(len(latents), batch, index, recipe.seed)
-        numbers = rows % count
-        image = to_network(data.images(numbers, size, "train"))
-        image = torch.where(torch.from_numpy(rows >= count)[:, None, None, None], image.flip(3), image)
-        z = torch.from_numpy(latents[np.sort(rows)][np.argsort(np.argsort(rows))].astype(np.float32))
-        return image, z, torch.from_numpy(data.labels(numbers, "train"))
-
-    def step(index: int, rng: np.random.Generator) -> dict[str, float]:
-        x, z, labels = paired(index)
-        real, real_labels = real_images(index)
-        fresh = torch.randn(batch, 3, low, low) * SIGMA_MAX
-        made = generate(torch.cat([z, fresh]), torch.cat([labels, real_labels])).float()
-        rebuilt, fake = made[:batch], made[batch:]
-
-        # L_rec: both images under the same augmentation, which draws once for the two.
-        if loss.augment:
-            draws = draw(batch, size)
-            seen, target = augment(rebuilt, draws), augment(x, draws)
-        else:
-            seen, target = rebuilt, x
-        with torch.no_grad():
-            target_maps = features.maps(target)
-        l_rec = feature_distance(features.maps(seen), target_maps, loss.eps).mean() + loss.pixel * (rebuilt - x).abs().mean()
-
-        fake_maps = eyes(fake)
-        l_adv = -judge(fake_maps, real_labels).mean()
-        optimizers["generator"].zero_grad(set_to_none=True)
-        factor, _ = accumulate((rebuilt, fake), (loss.reconstruction * l_rec, l_adv), at, loss.adversarial, loss.adaptive)
-        optimizers["generator"].step()
-
-        with torch.no_grad():
-            real_maps = eyes(real)
-        fake_maps = [m.detach() for m in fake_maps]
-        for _ in range(loss.discriminator_steps):
-            l_d = hinge_discriminator(judge(real_maps, real_labels), judge(fake_maps, real_labels))
-            optimizers["discriminator"].zero_grad(set_to_none=True)
-            l_d.backward()
-            optimizers["discriminator"].step()
-        return {"rec": float(l_rec.detach()), "adv": float(l_adv.detach()), "d": float(l_d.detach()), "lambda": factor}
-
-    nets = {"generator": net, "discriminator": judge}
-    train(Task(step, nets, optimizers, {"generator": ema}), recipe.train, recipe.seed, ctx)
-    save_half(ema.state(net), ctx.out / "model.safetensors")
+    nets: dict[str, nn.Module] = {"generator": net, **judges}
+    if (stored := look.stored()) is not None:
+        nets["projections"] = stored
+    task = Task(step, nets, optimizers, emas, scale=scale, samples=lambda: _samples(net, emas["generator"], generate))
+    train(task, config, recipe.seed, ctx)
+    if before:
+        ctx.record(training_flops=ctx.facts["training_flops"] + before * parallel.world())
+    save_averages(net, emas, ctx.out)
     total_parameters = sum(p.numel() for p in net.parameters())
-    ctx.record(parameters=total_parameters, trainable=sum(p.numel() for p in mine), device="cpu")
+    ctx.record(parameters=total_parameters, trainable=sum(p.numel() for p in mine), device=str(device))
+
+
+@torch.no_grad()
+def _samples(net: UNet, ema: EMA, generate: Generate) -> NDArray[np.uint8]:
+    """What the averaged generator makes of the first latents, one class after the other. The live weights come back."""
+    at = next(net.parameters()).device
+    indices, r = np.arange(SHOWN), net.config.resolution
+    z = (torch.from_numpy(noise(indices, (3, r, r))) * SIGMA_MAX).to(at)
+    live = {k: p.detach().clone() for k, p in net.named_parameters() if k in ema.average}
+    parameters = dict(net.named_parameters())
+    for k, v in ema.average.items():
+        parameters[k].copy_(v)
+    images = from_network(generate(z, torch.from_numpy(indices % net.config.classes).to(at)).cpu())
+    for k, v in live.items():
+        parameters[k].copy_(v)
+    return images

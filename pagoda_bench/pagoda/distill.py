@@ -11,11 +11,17 @@ from pagoda_bench.nets.features import load_half
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.adversarial import fit
 from pagoda_bench.recipes.stages import Distill
+from pagoda_bench.training.distributed import group
 
 
 def run(recipe: Distill, ctx: Any) -> None:
+    with group():
+        _run(recipe, ctx)
+
+
+def _run(recipe: Distill, ctx: Any) -> None:
     torch.manual_seed(recipe.seed)
     net = UNet(recipe.net)
     net.load_state_dict(load_half(ctx.input(recipe.pairs.teacher) / "model.safetensors"))
     net.train()
-    fit(recipe, net, lambda z, labels: one_step(net, z, labels), ctx)
+    fit(recipe, net, lambda z, labels, rows=None: one_step(net, z, labels), ctx)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pagoda_bench.diffusion import edm, solvers
+from pagoda_bench.errors import UserError
 from pagoda_bench.nets.features import from_network
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.weights import load_file_whole
@@ -42,7 +43,7 @@ class NoiseSampler:
 
 
 def one_step(config: OneStep, ctx: Any) -> NoiseSampler:
-    net = load(config.of, ctx)
+    net = load(config.of, ctx, config.ema)
     return NoiseSampler(net, lambda z, labels: edm.one_step(net, z, labels))
 
 
@@ -56,8 +57,13 @@ def heun(config: Heun, ctx: Any) -> NoiseSampler:
     return NoiseSampler(net, draw)
 
 
-def load(recipe: EDMRecipe | Distill | Grow, ctx: Any) -> UNet:
-    """The averaged network of an artifact, whole or not at all, in evaluation mode."""
-    net = UNet(recipe.net)
-    load_file_whole(net, ctx.input(recipe) / "model.safetensors")
+def load(recipe: EDMRecipe | Distill | Grow, ctx: Any, ema: float | None = None) -> UNet:
+    """The averaged network of an artifact, whole or not at all, in evaluation mode: the average of `train.ema`, or that of
+    another decay that the recipe keeps. `UserError` where there is none of that decay."""
+    net, folder = UNet(recipe.net), ctx.input(recipe)
+    path = folder / ("model.safetensors" if ema in (None, recipe.train.ema) else f"model-{ema}.safetensors")
+    if not path.is_file():
+        kept = ", ".join(map(str, (recipe.train.ema, *recipe.train.emas)))
+        raise UserError(f"{recipe.kind}/{recipe.key} keeps the averages {kept}, not {ema}: choose one of them")
+    load_file_whole(net, path)
     return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -6,9 +6,14 @@ L_rec compares G(E(x)) with the *real* image x: the teacher's errors enter throu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pagoda_bench.nets.discriminator import hinge_discriminator
+from pagoda_bench.training import parallel
 
 EPS = 1e-10  # as in the official code
 TINY = 1e-20  # keeps the square root differentiable where rectified maps are all zero
@@ -41,18 +46,45 @@ def last_layer(net: nn.Module) -> nn.Parameter:
     return weight
 
 
-def accumulate(
-    outputs: Sequence[Tensor], losses: Sequence[Tensor], at: nn.Parameter, weight: float, adaptive: bool
-) -> tuple[float, list[Tensor]]:
-    """Gradients of `losses[0] + lambda * losses[1]` into the generator's parameters, where `outputs[i]` is the image that
-    `losses[i]` judges. The judges are walked through once: what follows needs their gradient at the images only.
+class Term(NamedTuple):
+    """A part of the generator's loss: `loss` judges `image`, weighs `weight`, times the adaptive factor where asked for."""
 
-    Returns lambda (`weight` times the adaptive factor, if asked for) and the two gradients at the images.
+    image: Tensor
+    loss: Tensor
+    weight: float = 1.0
+    adaptive: bool = False
+
+
+def accumulate(terms: Sequence[Term], at: nn.Parameter, scale: float = 1.0) -> list[float]:
+    """Gradients of `scale * sum_i factor_i * loss_i` into the generator's parameters. The judges are walked through once:
+    what follows needs their gradient at the images only.
+
+    Returns the factors: `weight`, times the ratio of gradient norms of the first term and of this one at `at`, where the
+    term is adaptive. Of several processes these are the norms of the averaged gradients.
     """
-    at_images = [torch.autograd.grad(loss, image)[0] for image, loss in zip(outputs, losses, strict=True)]
-    factor = weight
-    if adaptive:
-        norms = [torch.autograd.grad(image, at, g, retain_graph=True)[0] for image, g in zip(outputs, at_images, strict=True)]
-        factor = weight * float(adaptive_weight(norms[0], norms[1]))
-    torch.autograd.backward(list(outputs), [at_images[0], factor * at_images[1]])
-    return factor, at_images
+    at_images = [torch.autograd.grad(scale * term.loss, term.image)[0] for term in terms]
+    factors = [term.weight for term in terms]
+    if any(term.adaptive for term in terms):
+
+        def at_layer(i: int) -> Tensor:
+            own = torch.autograd.grad(terms[i].image, at, at_images[i], retain_graph=True)[0]
+            return parallel.mean(own) / scale
+
+        first = at_layer(0)
+        for i, term in enumerate(terms):
+            if term.adaptive:
+                factors[i] = term.weight * float(adaptive_weight(first, at_layer(i)))
+    torch.autograd.backward(
+        [term.image for term in terms], [factor * at_image for factor, at_image in zip(factors, at_images, strict=True)]
+    )
+    return factors
+
+
+def generator_loss(fake: Tensor, gan: str) -> Tensor:
+    """-mean D(fake) beside the hinge loss, as in the official code; else mean softplus(-D(fake)) (Goodfellow et al. 2014)."""
+    return -fake.mean() if gan == "hinge" else F.softplus(-fake).mean()
+
+
+def discriminator_loss(real: Tensor, fake: Tensor, gan: str) -> Tensor:
+    """The hinge loss, or mean softplus(-D(real)) + mean softplus(D(fake))."""
+    return hinge_discriminator(real, fake) if gan == "hinge" else F.softplus(-real).mean() + F.softplus(fake).mean()

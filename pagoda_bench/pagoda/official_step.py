@@ -1,8 +1,8 @@
 """One step of the official Stage 2 and 3 training, as functions of given noise: with random-projection features, the
 multi-scale discriminator, and the official order of augmentation and resizing.
 
-The training loop of the embedded scale uses the smaller networks of `nets`; this is the reading of the official scripts,
-and what its results are compared with.
+The training loop (`pagoda.steps`) uses the same looks, losses and discriminator, but updates generator and discriminator in
+each step; this is the reading of the official scripts, step by step, and what the parts are held against.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from pagoda_bench.diffusion.edm import SIGMA_MAX, one_step
-from pagoda_bench.nets.augment import augment, draw
 from pagoda_bench.nets.discriminator import hinge_discriminator
 from pagoda_bench.nets.multiscale_discriminator import MultiscaleDiscriminator
-from pagoda_bench.nets.projection import Eyes, resize
+from pagoda_bench.nets.projection import Eyes
 from pagoda_bench.nets.unet import UNet
-from pagoda_bench.pagoda.losses import adaptive_weight, feature_distance, last_layer
+from pagoda_bench.pagoda.looks import ProjectedLook, projected_terms
+from pagoda_bench.pagoda.losses import EPS, adaptive_weight, last_layer
 
 
 def reconstruction_terms(eyes: Eyes, estimate: Tensor, target: Tensor, *, augmented: bool) -> Tensor:
@@ -27,25 +27,14 @@ def reconstruction_terms(eyes: Eyes, estimate: Tensor, target: Tensor, *, augmen
     As in the official code, images are resized for the backbone *before* they are augmented, and the two arguments share
     one set of draws a backbone.
     """
-    estimate, target = resize(estimate), resize(target)
-    terms = []
-    for part in eyes.each():
-        a, b = estimate, target
-        if augmented:
-            draws = draw(len(a), a.shape[-1], device=a.device)
-            a, b = augment(a, draws), augment(b, draws)
-        with torch.no_grad():
-            wanted = part.maps(b)
-        terms += [feature_distance([m], [w]) for m, w in zip(part.maps(a), wanted, strict=True)]
-    return torch.stack(terms)
+    look = ProjectedLook(eyes, augmented=augmented, eps=EPS)
+    return projected_terms(eyes, estimate, target, look.distance_draws(len(estimate), estimate.shape[-1]), EPS)
 
 
 def logits(judge: MultiscaleDiscriminator, eyes: Eyes, image: Tensor, labels: Tensor, *, augmented: bool) -> Tensor:
     """What the discriminator says of images. Here they are augmented at their own size, and resized after."""
-    maps = []
-    for part in eyes.each():
-        maps += part.maps(augment(image, draw(len(image), image.shape[-1], device=image.device)) if augmented else image)
-    return judge(maps, labels)
+    look = ProjectedLook(eyes, augmented=augmented, eps=EPS)
+    return judge(look.maps(image, look.draws(len(image), image.shape[-1])), labels)
 
 
 class GeneratorStep(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,42 +11,60 @@ import torch
 from pagoda_bench.artifacts.provenance import FLOPS, UPSTREAM_FLOPS
 from pagoda_bench.data import open_dataset
 from pagoda_bench.diffusion.edm import lognormal_sigma, normal_from_uniform, training_loss
-from pagoda_bench.nets.features import save_half, to_network
+from pagoda_bench.nets.features import to_network
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.stages import EDM, FeatureNet
-from pagoda_bench.training.loop import EMA, Task, batch_indices, train
+from pagoda_bench.training import parallel
+from pagoda_bench.training.averages import averages, save_averages
+from pagoda_bench.training.distributed import group
+from pagoda_bench.training.loop import Task, batch_indices, train
+from pagoda_bench.training.updates import LossScale, apply, optimizer
 
 
 def run(recipe: EDM, ctx: Any) -> None:
-    """Payload: `model.safetensors`, the averaged weights as float16."""
+    """Payload: `model.safetensors`, the averaged weights as float16, and one more for each further average."""
+    with group():
+        _run(recipe, ctx)
+
+
+def _run(recipe: EDM, ctx: Any) -> None:
     torch.manual_seed(recipe.seed)
+    config, device = recipe.train, parallel.compute_device()
     data = open_dataset(recipe.data, ctx.data_path)
-    net = UNet(recipe.net).train()
-    optimizer = torch.optim.Adam(net.parameters(), lr=recipe.train.lr, betas=recipe.train.betas)
-    ema = EMA(net, recipe.train.ema)
+    net = UNet(recipe.net).to(device).train()
+    adam = optimizer(list(net.parameters()), config)
+    emas, scale = averages(net, config, "net"), LossScale(config.precision)
     mirror = data.size("train") is not None  # photographs may be mirrored; the embedded data need no such help
+    batch, size = config.batch, recipe.net.resolution
 
     def step(index: int, rng: np.random.Generator) -> dict[str, float]:
-        numbers = batch_indices(data.size("train"), recipe.train.batch, index, recipe.seed)
-        image = to_network(data.images(numbers, recipe.net.resolution, "train"))
-        if mirror:
-            image = torch.where((torch.rand(len(image)) < 0.5)[:, None, None, None], image.flip(3), image)
-        labels = torch.from_numpy(data.labels(numbers, "train"))
+        numbers = batch_indices(data.size("train"), batch, index, recipe.seed)
+        flips = torch.rand(batch) < 0.5 if mirror else None
         # One noise level from every 1/N of the distribution: less variance from batch to batch.
-        uniform = ((torch.arange(len(image)) + torch.rand(len(image), dtype=torch.float64)) / len(image)).clamp(1e-6, 1 - 1e-6)
+        uniform = ((torch.arange(batch) + torch.rand(batch, dtype=torch.float64)) / batch).clamp(1e-6, 1 - 1e-6)
         sigma = lognormal_sigma(normal_from_uniform(uniform), recipe.p_mean, recipe.p_std).float()
-        loss = training_loss(net, image, labels, torch.randn_like(image), sigma).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return {"loss": float(loss.detach())}
+        noise = torch.randn(batch, 3, recipe.net.output_resolution, recipe.net.output_resolution)
+        total = 0.0
+        adam.zero_grad(set_to_none=True)
+        for part in parallel.parts(batch, config.accumulate):
+            image = to_network(data.images(numbers[part], size, "train"))
+            if flips is not None:
+                image = torch.where(flips[part][:, None, None, None], image.flip(3), image)
+            labels = torch.from_numpy(data.labels(numbers[part], "train"))
+            x, y, n, s = (t.to(device) for t in (image, labels, noise[part], sigma[part]))
+            loss = training_loss(net, x, y, n, s).mean() / config.accumulate
+            (scale.value * loss).backward()
+            total += float(loss.detach())
+        norm = apply(adam, [total], clip=config.clip, scale=scale)
+        return {"loss": total} if math.isfinite(norm) or scale.active else {"loss": total, "norm": norm}
 
     work = recipe.share * upstream_work(recipe.match, ctx) if recipe.match else 0.0
     total = (lambda flops: max(1, round(work / flops))) if recipe.match else None
-    train(Task(step, {"net": net}, {"adam": optimizer}, {"net": ema}), recipe.train, recipe.seed, ctx, total)
-    save_half(ema.state(net), ctx.out / "model.safetensors")
-    ctx.record(parameters=sum(p.numel() for p in net.parameters()), device="cpu", **({"matched_flops": work} if work else {}))
+    train(Task(step, {"net": net}, {"adam": adam}, emas, scale=scale), config, recipe.seed, ctx, total)
+    save_averages(net, emas, ctx.out)
+    parameters = sum(p.numel() for p in net.parameters())
+    ctx.record(parameters=parameters, device=str(device), **({"matched_flops": work} if work else {}))
 
 
 def upstream_work(recipe: Recipe, ctx: Any) -> float:

@@ -36,3 +36,18 @@ class ImageData(DataConfig, kind="images"):
 
     def describe(self) -> str:
         return self.name
+
+
+class PreparedData(DataConfig, kind="prepared"):
+    """What `pagoda-bench data prepare` made of an ILSVRC2012 tree: each image at every prepared size, by ADM's crop.
+
+    `digest` is over the names of the classes, the labels and the SHA-256 of every file, in the order of the store; sizes can
+    be added without changing it. The place is given at run time (`--data PATH`).
+    """
+
+    digest: str
+    classes: int = 1000
+    name: str = "imagenet"
+
+    def describe(self) -> str:
+        return self.name

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pagoda_bench.recipes.base import Config, Recipe
+from pydantic import Field
+
+from pagoda_bench.recipes.base import Config, Recipe, result_neutral
 from pagoda_bench.recipes.data import DataConfig, Split
 
 
@@ -43,7 +45,15 @@ class TrainConfig(Config):
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: int = 50
     ema: float = 0.999  # half-life is steps-dependent: the decay is min(ema, (1 + step) / (10 + step))
-    precision: Literal["fp32", "bf16"] = "fp32"  # of convolutions and matrix products (autocast); weights stay fp32
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of convolutions and matrix products (autocast); weights stay fp32
+    optimizer: Literal["adam", "radam", "adamw"] = "adam"
+    schedule: Literal["cosine", "constant"] = "cosine"
+    emas: tuple[float, ...] = ()  # further averages; each is published beside the one of `ema`
+    accumulate: int = Field(1, ge=1)  # backward passes into which a batch is divided, on each process
+    clip: float | None = Field(None, gt=0)  # largest norm of a gradient over all parameters
+    skips: int = Field(0, ge=0)  # updates in a row that may be skipped because they are not finite
+    keep: int = result_neutral(2)  # checkpoints in the work folder
+    grids: int = result_neutral(0)  # pictures of samples, evenly over the training
 
 
 class FeatureNet(Recipe, kind="features"):
@@ -66,6 +76,7 @@ class EDM(Recipe, kind="edm"):
     """
 
     runner: ClassVar[str] = "pagoda_bench.pagoda.teacher:run"
+    distributed: ClassVar[bool] = True
 
     data: DataConfig
     net: UNetConfig
@@ -93,7 +104,27 @@ class Pairs(Recipe, kind="pairs"):
     points: int = 12
     flip: bool = False  # also the mirrored image of every pair
     clamp: bool = True  # denoised values to [-1, 1], as the official pair writer does
+    dtype: Literal["float16", "float32"] = "float16"
+    batch: int = Field(250, ge=1)  # inverted at once; networks round differently at another batch
     seed: int = 0
+    shard: int = result_neutral(1000)  # rows in a file, a whole number of batches; what an interruption can cost
+
+
+class TeacherPairs(Pairs, kind="teacher-pairs"):
+    """Noise-to-data pairs (z, x): x is what the teacher makes of the noise z with `solver` on `points` levels. In the place
+    of `Pairs` they turn L_rec into L_dstl, whose target carries the teacher's errors; at the base resolution only."""
+
+    runner: ClassVar[str] = "pagoda_bench.pagoda.teacher_pairs:run"
+    sharder: ClassVar[str] = "pagoda_bench.pagoda.teacher_pairs:shard"
+
+
+class ProjectedConfig(Config):
+    """Random-projection features of pretrained backbones (StyleGAN-XL; nets/projection.py)."""
+
+    backbones: tuple[Literal["vit", "cnn"], ...] = ("vit", "cnn")
+    weights: Literal["pretrained", "random"] = "pretrained"  # of the backbones; random ones are drawn from `seed`
+    batch_norm: Literal["official", "cleanbn"] = "official"
+    seed: int = 0  # of the projections
 
 
 class LossConfig(Config):
@@ -104,16 +135,27 @@ class LossConfig(Config):
     adversarial: float = 1.0
     adaptive: bool = True
     lr_discriminator: float = 1e-3
+    betas_discriminator: tuple[float, float] = (0.0, 0.99)
     discriminator_steps: int = 1  # updates of the discriminator on the maps of one step
     discriminator_width: int = 32
     augment: bool = True
     eps: float = 1e-10  # added to the length of a feature vector before it is normalised; 1e-10 as published
+    fraction: float = Field(1.0, gt=0, le=1)  # of the pairs that L_rec sees; L_adv sees all real images
+    features: Literal["embedded", "projected"] = "embedded"  # what L_rec and the discriminator look through
+    projected: ProjectedConfig = ProjectedConfig()
+    distance: Literal["features", "lpips", "l2"] = "features"  # of L_rec
+    discriminator: Literal["light", "stylegan-xl"] = "light"
+    gan: Literal["hinge", "non-saturating"] = "hinge"
+    updates: Literal["joint", "separate"] = "joint"  # L_rec and L_adv in one step of the optimiser, or one after the other
+    adversarial_rec: float = 0.0  # weight of a second discriminator, which judges reconstructions (0.5 at 512 px)
+    adaptive_rec: bool = True  # its weight times the ratio of gradient norms, also with separate updates
 
 
 class Distill(Recipe, kind="distill"):
     """Stage 2: the one-step generator at the base resolution, from the teacher's weights."""
 
     runner: ClassVar[str] = "pagoda_bench.pagoda.distill:run"
+    distributed: ClassVar[bool] = True
 
     pairs: Pairs
     features: FeatureNet
@@ -137,12 +179,14 @@ class Grow(Recipe, kind="grow"):
     """Stage 3: one more level, twice the resolution, the same latent; everything below `train_from` is frozen."""
 
     runner: ClassVar[str] = "pagoda_bench.pagoda.grow:run"
+    distributed: ClassVar[bool] = True
 
     base: Distill | Grow
     width: float  # multiplier of the new level
     train: TrainConfig
     loss: LossConfig = LossConfig()
     train_from: int | Literal["new"] = "new"  # index of the first output block that trains (9 in the official scripts)
+    cache: float = Field(0.0, ge=0)  # GB of memory for states of the frozen part on the pairs; 0 computes them anew each step
     seed: int = 0
 
     def inputs(self) -> list[Recipe]:
@@ -181,6 +225,7 @@ class OneStep(Generator, kind="one-step"):
 
     loader: ClassVar[str] = "pagoda_bench.pagoda.generate:one_step"
     of: Distill | Grow
+    ema: float | None = None  # the decay of one of its averages; by default `train.ema`
 
     @property
     def resolution(self) -> int:

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pagoda_bench.artifacts.checkpoint import save_atomic
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.stages import TrainConfig
+from pagoda_bench.training import checkpoints, parallel
+from pagoda_bench.training.logs import CSV, GRIDS, Log, grid, milestones
 from pagoda_bench.training.signals import notices
+from pagoda_bench.training.updates import LossScale
 
 CHECKPOINT_SECONDS = float(os.environ.get("PAGODA_BENCH_CHECKPOINT_SECONDS", "20"))
 """At most this much training is lost when a process is killed."""
@@ -33,6 +37,7 @@ class Context(Protocol):
     """The part of a stage's context that the loop uses."""
 
     work: Path
+    out: Path
 
     def progress(self, done: int, total: int, **info: float | str) -> None: ...
 
@@ -59,58 +64,110 @@ class EMA:
 
 @dataclass
 class Task:
-    """What a method gives to the loop. `step(index, rng)` does one whole update and returns what to show and record."""
+    """What a method gives to the loop. `step(index, rng)` does one whole update and returns what to show and record; a step
+    whose update was not finite changes nothing and returns a value that is not finite.
+
+    An average is of the network that its name begins with: "generator", "generator:0.9999". `samples()` gives a few images,
+    uint8 (N, R, R, 3), for the grids.
+    """
 
     step: Callable[[int, np.random.Generator], dict[str, float]]
     nets: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
     emas: dict[str, EMA] = field(default_factory=dict)
     steps: int = 1  # how many there will be: set by the loop, before the first but after the one that is counted
+    scale: LossScale = field(default_factory=LossScale)
+    samples: Callable[[], NDArray[np.uint8]] | None = None
+
+
+@dataclass
+class _Counts:
+    """What the loop itself carries from step to step."""
+
+    step: int = 0
+    flops: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    skipped: int = 0  # updates that were not finite, altogether
+    in_a_row: int = 0
 
 
 def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Callable[[int], int] | None = None) -> None:
-    """Runs `task` for `config.steps` steps, going on from the last checkpoint in `ctx.work` if there is one.
+    """Runs `task` for `config.steps` steps, going on from the last whole checkpoint in `ctx.work` if there is one.
 
     The work of the first step is counted by PyTorch's operator counter (forward and backward, multiply and add counted
-    apart); `total(flops_of_a_step)` may set the number of steps from it. Records `training_flops`, `steps` and `curve`.
-    Raises `UserError` when a loss is not finite, with the last good checkpoint kept.
+    apart), that of all processes together; `total(flops_of_a_step)` may set the number of steps from it. Records
+    `training_flops`, `steps`, `curve` and `skipped`, and leaves `log.csv` (and `grids/`) in the payload. Raises `UserError`
+    when losses are not finite for more than `config.skips` steps in a row, with the last good checkpoint kept.
     """
-    path = ctx.work / "checkpoint.pt"
-    start, flops, curve = _resume(path, task)
-    if not flops:
-        with autocast(config.precision):
-            flops = _count(task, seed)
-    steps = task.steps = total(flops) if total else config.steps
+    kind = next((p.device.type for net in task.nets.values() for p in net.parameters()), "cpu")
+    counts = _resume(ctx.work, task)
+    if not counts.flops:
+        with autocast(config.precision, kind):
+            counts.flops = _count(task, seed) * parallel.world()
+    steps = task.steps = total(counts.flops) if total else config.steps
+    log = Log(ctx.work, steps, counts.step)
+    due = milestones(steps, config.grids) if task.samples else set()
     with notices() as told:
         saved = time.monotonic()
-        for index in range(start, steps):
+        for index in range(counts.step, steps):
             for optimizer in task.optimizers.values():
                 for group in optimizer.param_groups:
-                    group["lr"] = group.setdefault("base_lr", group["lr"]) * _schedule(index, steps, config.warmup)
-            with autocast(config.precision):
+                    group["lr"] = group.setdefault("base_lr", group["lr"]) * _schedule(
+                        index, steps, config.warmup, config.schedule
+                    )
+            with autocast(config.precision, kind):
                 losses = task.step(index, step_rng(seed, index))
-            if not all(math.isfinite(v) for v in losses.values()):
-                raise UserError(
-                    f"training stopped at step {index}: {', '.join(f'{k}={v}' for k, v in losses.items())} is not finite; "
-                    "the last checkpoint is kept. Lower the learning rate or change the seed"
-                )
-            for name, ema in task.emas.items():
-                ema.update(task.nets[name], index)
+            losses = parallel.averaged(losses)
+            _judge(losses, index, config, counts)
+            if not counts.in_a_row:
+                for name, ema in task.emas.items():
+                    ema.update(task.nets[name.partition(":")[0]], index)
+            finite = {k: v for k, v in losses.items() if math.isfinite(v)}
             if index % max(1, steps // 50) == 0 or index == steps - 1:
-                curve.append({"step": index, **{k: round(v, 5) for k, v in losses.items()}})
-            ctx.progress(index + 1, steps, **losses)
-            if (told() or time.monotonic() - saved > CHECKPOINT_SECONDS) and index + 1 < steps:
-                _save(path, task, index + 1, flops, curve)
+                counts.curve.append({"step": index, **{k: round(v, 5) for k, v in finite.items()}})
+            log.add(index, finite)
+            if index in due and task.samples is not None and parallel.rank() == 0:
+                grid(task.samples(), ctx.work / GRIDS / f"{index + 1:08d}.png")
+            ctx.progress(index + 1, steps, **finite)
+            stop = parallel.anywhere(told())
+            if (stop or time.monotonic() - saved > CHECKPOINT_SECONDS) and index + 1 < steps:
+                counts.step = index + 1
+                if parallel.rank() == 0:
+                    log.save()
+                    checkpoints.save(ctx.work, {**_state(task), **vars(counts)}, config.keep)
                 saved = time.monotonic()
-                if told():
+                if stop:
                     raise KeyboardInterrupt
-    ctx.record(training_flops=float(flops) * steps, steps=steps, curve=curve, seed=seed)
+    log.save(ctx.out / CSV)
+    if (ctx.work / GRIDS).is_dir():
+        shutil.copytree(ctx.work / GRIDS, ctx.out / GRIDS, dirs_exist_ok=True)
+    ctx.record(training_flops=float(counts.flops) * steps, steps=steps, curve=counts.curve, seed=seed)
+    if counts.skipped:
+        ctx.record(skipped=counts.skipped)
+    if parallel.world() > 1:
+        ctx.record(processes=parallel.world())
 
 
-def autocast(precision: str) -> AbstractContextManager[object]:
-    """What the forward passes of a step run under: nothing for "fp32", PyTorch's autocast for "bf16"."""
+def autocast(precision: str, kind: str = "cpu") -> AbstractContextManager[object]:
+    """What the forward passes of a step run under: nothing for "fp32", else PyTorch's autocast, on devices of a kind."""
+    if precision == "fp32":
+        return nullcontext()
     # No cache: a step trains networks more than once, and a cached copy would be of the weights before.
-    return torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if precision == "bf16" else nullcontext()
+    return torch.autocast(kind, torch.bfloat16 if precision == "bf16" else torch.float16, cache_enabled=False)
+
+
+def _judge(losses: dict[str, float], index: int, config: TrainConfig, counts: _Counts) -> None:
+    """Counts a step that was not finite, and stops when there are too many in a row."""
+    if all(math.isfinite(v) for v in losses.values()):
+        counts.in_a_row = 0
+        return
+    counts.skipped, counts.in_a_row = counts.skipped + 1, counts.in_a_row + 1
+    if counts.in_a_row > config.skips:
+        many = f" (skipped {counts.in_a_row - 1} before it)" if config.skips else ""
+        raise UserError(
+            f"training stopped at step {index}{many}: {', '.join(f'{k}={v}' for k, v in losses.items())} is not finite; "
+            "the last checkpoint is kept. Lower the learning rate or change the seed"
+        )
 
 
 def step_rng(seed: int, index: int) -> np.random.Generator:
@@ -133,9 +190,10 @@ def batch_indices(size: int | None, batch: int, step: int, seed: int) -> np.ndar
     return out
 
 
-def _schedule(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    return min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
+def _schedule(step: int, steps: int, warmup: int, schedule: Literal["cosine", "constant"] = "cosine") -> float:
+    """Linear warm-up, then a cosine to zero, or no change."""
+    rise = min(1.0, (step + 1) / max(1, warmup))
+    return rise if schedule == "constant" else rise * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
 
 
 def _count(task: Task, seed: int) -> int:
@@ -169,6 +227,7 @@ def _state(task: Task) -> dict[str, Any]:
         "nets": {k: n.state_dict() for k, n in task.nets.items()},
         "optimizers": {k: o.state_dict() for k, o in task.optimizers.items()},
         "emas": {k: e.average for k, e in task.emas.items()},
+        "scale": task.scale.state_dict(),
     }
 
 
@@ -180,16 +239,13 @@ def _restore(task: Task, state: dict[str, Any]) -> None:
     for k, ema in task.emas.items():
         for name, value in state["emas"][k].items():
             ema.average[name].copy_(value)
+    if "scale" in state:
+        task.scale.load_state_dict(state["scale"])
 
 
-def _save(path: Path, task: Task, step: int, flops: int, curve: list[dict[str, float]]) -> None:
-    state = {**_state(task), "step": step, "flops": flops, "curve": curve}
-    save_atomic(path, lambda temporary: torch.save(state, temporary))
-
-
-def _resume(path: Path, task: Task) -> tuple[int, int, list[dict[str, float]]]:
-    if not path.exists():
-        return 0, 0, []
-    state = torch.load(path, map_location="cpu", weights_only=True)
+def _resume(work: Path, task: Task) -> _Counts:
+    state = checkpoints.newest(work)
+    if state is None:
+        return _Counts()
     _restore(task, state)
-    return state["step"], state["flops"], state["curve"]
+    return _Counts(**{k: state[k] for k in vars(_Counts()) if k in state})

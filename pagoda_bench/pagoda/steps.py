@@ -1,0 +1,210 @@
+"""The step that Stages 2 and 3 share: L_rec on data-latent pairs, L_adv on fresh noise, then the discriminator's turn.
+
+One step serves all recipes. What judges comes from `pagoda.looks`; which losses there are, how they are weighed and whether
+they share an update is said by `LossConfig`. All random numbers of a step are drawn for the whole batch before its first
+pass, and a pass takes its slice: so they do not depend on how many processes or passes share the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pagoda_bench.data import Dataset
+from pagoda_bench.diffusion.edm import SIGMA_MAX
+from pagoda_bench.nets.augment import Draws
+from pagoda_bench.nets.features import to_network
+from pagoda_bench.nets.unet import UNet
+from pagoda_bench.pagoda.looks import AllDraws, Look, distance_of
+from pagoda_bench.pagoda.losses import Term, accumulate, discriminator_loss, generator_loss, last_layer
+from pagoda_bench.pagoda.sources import Source
+from pagoda_bench.recipes.stages import Distill, Grow
+from pagoda_bench.training import parallel
+from pagoda_bench.training.loop import batch_indices
+from pagoda_bench.training.updates import LossScale, apply
+
+FIRST_FRESH = 2**30
+"""Real images for the discriminator start here in an endless data set, so that they are not the pairs'."""
+
+
+@dataclass
+class Whole:
+    """What is random in a step, for the whole batch."""
+
+    rows: np.ndarray  # of the pairs
+    numbers: np.ndarray  # of the real images
+    flips: Tensor | None
+    fresh: Tensor  # N(0, 80^2)
+    rec: AllDraws  # augmentation in L_rec
+    fake: AllDraws  # and before the discriminator
+    real: AllDraws
+    rebuilt: AllDraws = None  # and before the one of reconstructions
+    target: AllDraws = None
+
+
+class Generate(Protocol):
+    """The one-step generator: latents (N, 3, R, R) and labels (N,) to images. The first latents are those of the pairs `rows`,
+    of which a generator may know something already."""
+
+    def __call__(self, z: Tensor, labels: Tensor, rows: np.ndarray | None = None) -> Tensor: ...
+
+
+class Seen:
+    """The maps of one pass that a discriminator is then trained on."""
+
+    def __init__(self, real: list[Tensor], real_labels: Tensor, fake: list[Tensor], fake_labels: Tensor) -> None:
+        self.real, self.real_labels = real, real_labels
+        self.fake, self.fake_labels = [m.detach() for m in fake], fake_labels
+
+
+class Step:
+    """`step(index, rng)` for the training loop. `judges` are "discriminator" and, where L_rec has one, "reconstructions"."""
+
+    def __init__(
+        self,
+        recipe: Distill | Grow,
+        net: UNet,
+        generate: Generate,
+        look: Look,
+        judges: dict[str, nn.Module],
+        optimizers: dict[str, torch.optim.Optimizer],
+        source: Source,
+        data: Dataset,
+        scale: LossScale,
+    ) -> None:
+        self.recipe, self.generate, self.look, self.judges, self.optimizers = recipe, generate, look, judges, optimizers
+        self.source, self.data, self.scale = source, data, scale
+        self.loss, self.train, self.size = recipe.loss, recipe.train, recipe.net.output_resolution
+        self.distance = distance_of(recipe.loss, look)
+        self.at = last_layer(net)
+        self.device = self.at.device
+        self.fakes_first = recipe.loss.discriminator == "stylegan-xl"  # as in the official code
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, float]:
+        whole = self._draw(index)
+        parts = list(parallel.parts(self.train.batch, self.train.accumulate))
+        values: dict[str, float] = {}
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        phases = [("rec", "adv")] if self.loss.updates == "joint" else [("rec",), ("adv",)]
+        seen: dict[str, list[Seen]] = {name: [] for name in self.judges}
+        norm = 0.0
+        for phase in phases:
+            for part in parts:
+                found = self._generator(whole, part, phase, seen)
+                for name, value in found.items():
+                    values[name] = values.get(name, 0.0) + value / len(parts)
+            norm += apply(self.optimizers["generator"], [*values.values()], clip=self.train.clip, scale=self.scale)
+            self.optimizers["generator"].zero_grad(set_to_none=True)
+        if math.isfinite(norm):
+            return values | self._discriminators(seen)
+        # Nothing is updated. An overflow of float16 is the loss scale's to mend; anything else is told to the loop.
+        values.pop("lambda", None)
+        return values if self.scale.active else {**values, "norm": norm}
+
+    def _draw(self, index: int) -> Whole:
+        batch, size, total = self.train.batch, self.size, self.data.size("train")
+        rows = batch_indices(self.source.used, batch, index, self.recipe.seed)
+        numbers = batch_indices(total, batch, index, self.recipe.seed + 1)
+        if total is None:
+            numbers = numbers + FIRST_FRESH
+        flips = torch.rand(batch) < 0.5 if self.recipe.pairs.flip else None
+        low = self.recipe.pairs.teacher.net.resolution
+        fresh = torch.randn(batch, 3, low, low) * SIGMA_MAX
+        look = self.look
+        whole = Whole(
+            rows, numbers, flips, fresh, look.distance_draws(batch, size), look.draws(batch, size), look.draws(batch, size)
+        )
+        if "reconstructions" in self.judges:
+            whole.rebuilt, whole.target = look.draws(batch, size), look.draws(batch, size)
+        return whole
+
+    def _real(self, whole: Whole, part: slice) -> tuple[Tensor, Tensor]:
+        numbers = whole.numbers[part]
+        image = to_network(self.data.images(numbers, self.size, "train"))
+        if whole.flips is not None:
+            image = torch.where(whole.flips[part][:, None, None, None], image.flip(3), image)
+        return image.to(self.device), self._labels(numbers)
+
+    def _labels(self, numbers: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.data.labels(numbers, "train")).to(self.device)
+
+    def _generator(self, whole: Whole, part: slice, phase: tuple[str, ...], seen: dict[str, list[Seen]]) -> dict[str, float]:
+        """One forward and backward pass over a part of the batch: the gradients of the losses in `phase` are added up."""
+        loss, terms, values = self.loss, [], {}
+        latents, labels = [], []
+        if "rec" in phase:
+            x, z, own = (t.to(self.device) for t in self.source.batch(whole.rows[part], self.size))
+            latents, labels = [z], [own]
+        if "adv" in phase:
+            real, real_labels = self._real(whole, part)
+            latents, labels = [*latents, whole.fresh[part].to(self.device)], [*labels, real_labels]
+        rows = whole.rows[part] if "rec" in phase else None
+        made = self.generate(torch.cat(latents), torch.cat(labels), rows).float()
+        n = len(made) // len(latents)
+        if "rec" in phase:
+            # L_rec: both images under the same augmentation.
+            rebuilt = made[:n]
+            l_rec = self.distance(rebuilt, x, self._slice(whole.rec, part)).mean()
+            if loss.pixel:
+                l_rec = l_rec + loss.pixel * (rebuilt - x).abs().mean()
+            values["rec"] = float(l_rec.detach())
+            terms.append(Term(rebuilt, loss.reconstruction * l_rec))
+        if "rec" in phase and (judge := self.judges.get("reconstructions")) is not None:
+            maps = self.look.maps(rebuilt, self._slice(whole.rebuilt, part))
+            l_r = generator_loss(self._logits(judge, maps, own), loss.gan)
+            values["adv_rec"] = float(l_r.detach())
+            terms.append(Term(rebuilt, l_r, loss.adversarial_rec, loss.adaptive_rec))
+            with torch.no_grad():
+                target_maps = self.look.maps(x, self._slice(whole.target, part))
+            seen["reconstructions"].append(Seen(target_maps, own, maps, own))
+        if "adv" in phase:
+            fake = made[-n:]
+            maps = self.look.maps(fake, self._slice(whole.fake, part))
+            l_adv = generator_loss(self._logits(self.judges["discriminator"], maps, real_labels), loss.gan)
+            values["adv"] = float(l_adv.detach())
+            # With separate updates there is no L_rec to balance against: the weight is plain, as in the official code.
+            terms.append(Term(fake, l_adv, loss.adversarial, loss.adaptive and "rec" in phase))
+            with torch.no_grad():
+                real_maps = self.look.maps(real, self._slice(whole.real, part))
+            seen["discriminator"].append(Seen(real_maps, real_labels, maps, real_labels))
+        factors = accumulate(terms, self.at, self.scale.value / self.train.accumulate)
+        if "adv" in phase:
+            values["lambda"] = factors[-1]
+        return values
+
+    def _discriminators(self, seen: dict[str, list[Seen]]) -> dict[str, float]:
+        values = {}
+        for name, batches in seen.items():
+            judge, optimizer, shown = self.judges[name], self.optimizers[name], "d" if name == "discriminator" else "d_rec"
+            for _ in range(self.loss.discriminator_steps):
+                values[shown] = 0.0
+                for maps in batches:
+                    l_d = self._discriminator(judge, maps) / len(batches)
+                    values[shown] += float(l_d.detach())
+                    l_d.backward()
+                apply(optimizer, [values[shown]])
+                optimizer.zero_grad(set_to_none=True)
+        return values
+
+    def _discriminator(self, judge: nn.Module, maps: Seen) -> Tensor:
+        if self.fakes_first:  # spectral norms iterate at each call
+            fake = self._logits(judge, maps.fake, maps.fake_labels)
+            return discriminator_loss(self._logits(judge, maps.real, maps.real_labels), fake, self.loss.gan)
+        real = self._logits(judge, maps.real, maps.real_labels)
+        return discriminator_loss(real, self._logits(judge, maps.fake, maps.fake_labels), self.loss.gan)
+
+    def _logits(self, judge: nn.Module, maps: list[Tensor], labels: Tensor) -> Tensor:
+        """Beside a float16 generator the discriminator computes in float32, as in the official code."""
+        if not self.scale.active:
+            return judge(maps, labels)
+        with torch.autocast(self.device.type, enabled=False):
+            return judge([m.float() for m in maps], labels)
+
+    def _slice(self, draws: AllDraws, part: slice) -> AllDraws:
+        return None if draws is None else [Draws(*(v[part].to(self.device) for v in d)) for d in draws]

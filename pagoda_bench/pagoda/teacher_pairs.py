@@ -1,0 +1,97 @@
+"""Noise-to-data pairs: z ~ N(0, 80^2) by index, x = the teacher's sample of z. What L_dstl compares G(z) with.
+
+PaGoDA's L_rec turns this round: its target is the real image, and the teacher's errors enter through the latent alone. The
+shards are written as those of `pairs`; the payload `images/` holds x, the noise is drawn again from its index.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from pagoda_bench.artifacts.digests import sha256
+from pagoda_bench.data.shards import Layout, Sharded, Writer, identity_of
+from pagoda_bench.diffusion import solvers
+from pagoda_bench.diffusion.edm import SIGMA_MAX, denoise, karras_grid
+from pagoda_bench.errors import UserError
+from pagoda_bench.nets.unet import UNet
+from pagoda_bench.pagoda.generate import load
+from pagoda_bench.recipes.stages import TeacherPairs
+from pagoda_bench.sampling.noise import noise
+from pagoda_bench.training.parallel import compute_device
+
+FOLDER = "images"
+SEED = 2**32  # far from the seeds of samples that are scored
+
+
+def run(recipe: TeacherPairs, ctx: Any) -> None:
+    """Payload: `images/`, shards of `dtype`, (count, 3, R, R) in about [-1, 1]."""
+    net = load(recipe.teacher, ctx).to(compute_device())
+    about, writer = _writer(recipe, ctx)
+    writer.finish(partial(_rows, recipe, net), progress=ctx.progress)
+    writer.publish(ctx.out / FOLDER, about)
+    with FlopCounterMode(display=False) as counter:
+        samples(recipe, net, np.arange(2))
+    device = str(next(net.parameters()).device)
+    ctx.record(training_flops=counter.get_total_flops() / 2 * recipe.count, pairs=recipe.count, device=device)
+
+
+def shard(recipe: TeacherPairs, ctx: Any, index: int, count: int) -> bool:
+    """As `pairs.shard`."""
+    net = load(recipe.teacher, ctx).to(compute_device())
+    _, writer = _writer(recipe, ctx)
+    writer.run(partial(_rows, recipe, net), part=(index, count), wait=False, progress=ctx.progress)
+    return not writer.missing()
+
+
+def _writer(recipe: TeacherPairs, ctx: Any) -> tuple[dict[str, Any], Writer]:
+    if recipe.flip:
+        raise UserError("teacher-pairs: the noise of a mirrored sample is not mirrored noise: leave flip off")
+    about = {
+        "recipe": recipe.key,
+        "teacher": {"key": recipe.teacher.key, "sha256": sha256(ctx.input(recipe.teacher) / "model.safetensors")},
+    }
+    r = recipe.teacher.net.resolution
+    layout = Layout(recipe.count, (3, r, r), recipe.dtype, recipe.shard)
+    return about, Writer(ctx.work / "shards", layout, identity_of(**about, shard=recipe.shard))
+
+
+def _rows(recipe: TeacherPairs, net: UNet, start: int, stop: int) -> NDArray[Any]:
+    batches = range(start, stop, recipe.batch)
+    return np.concatenate([samples(recipe, net, np.arange(a, min(a + recipe.batch, stop))) for a in batches])
+
+
+@torch.no_grad()
+def samples(recipe: TeacherPairs, net: UNet, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """The teacher's images of rows, (N, 3, R, R) in the recipe's dtype."""
+    device = next(net.parameters()).device
+    z, labels = (t.to(device) for t in latents(recipe, rows))
+    sample = solvers.heun if recipe.solver == "heun" else solvers.ddim
+    x = sample(lambda x, sigma: denoise(net, x, sigma, labels), z, karras_grid(recipe.points), recipe.clamp)
+    found: NDArray[Any] = x.to(getattr(torch, recipe.dtype)).cpu().numpy()
+    return found
+
+
+def latents(recipe: TeacherPairs, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """The noise z of rows, (N, 3, R, R), and their labels: balanced, row mod classes."""
+    r = recipe.teacher.net.resolution
+    z = torch.from_numpy(noise(rows, (3, r, r), SEED + recipe.seed)) * SIGMA_MAX
+    return z, torch.from_numpy(rows % recipe.teacher.net.classes)
+
+
+class TeacherImages:
+    """The images of a `TeacherPairs` artifact: `images[rows]` is float32 (N, 3, R, R)."""
+
+    def __init__(self, recipe: TeacherPairs, ctx: Any) -> None:
+        self._rows = Sharded(ctx.input(recipe) / FOLDER)
+        if self._rows.about.get("recipe") != recipe.key or len(self._rows) != recipe.count:
+            raise UserError(f"the pairs in {ctx.input(recipe)} are of another recipe than {recipe.key}: make them again")
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._rows[rows].astype(np.float32)

@@ -1,0 +1,144 @@
+"""Data parallelism inside a step: several processes, each with its part of every batch, that do what one would do alone.
+
+Random numbers belong to (seed, step) and are drawn for the whole batch on every process, which then takes its slice: so the
+batch, and the sample position after a resume, do not depend on how many processes there are. Gradients are averaged after
+the last backward pass of a step; `SyncedBatchNorm` makes batch statistics those of the whole batch. The processes meet in
+`distributed.group`; outside it there is one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pagoda_bench.artifacts.ranks import place
+from pagoda_bench.errors import UserError
+from pagoda_bench.training.distributed import average
+
+
+def rank() -> int:
+    return dist.get_rank() if _together() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if _together() else 1
+
+
+def compute_device() -> torch.device:
+    """$PAGODA_BENCH_DEVICE, e.g. "cuda"; else the GPU of this process in a group of GPUs, else the CPU."""
+    chosen = os.environ.get("PAGODA_BENCH_DEVICE")
+    if chosen is None:
+        chosen = "cuda" if _together() and dist.get_backend() == "nccl" else "cpu"
+    try:
+        device = torch.device(chosen)
+    except RuntimeError:
+        raise UserError(f"PAGODA_BENCH_DEVICE={chosen} is no device: use cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"PAGODA_BENCH_DEVICE={chosen}, but PyTorch sees no GPU here: leave it away, or use cpu")
+    return torch.device("cuda", place().local_rank) if str(device) == "cuda" else device
+
+
+def parts(batch: int, accumulate: int = 1) -> Iterator[slice]:
+    """This process's slices of a batch, one for each backward pass. `UserError` when the batch does not divide evenly."""
+    whole = world() * accumulate
+    if batch % whole:
+        raise UserError(
+            f"a batch of {batch} does not divide into {world()} processes times {accumulate} passes: change train.batch, "
+            "train.accumulate or the number of processes"
+        )
+    size = batch // whole
+    for i in range(accumulate):
+        begin = (rank() * accumulate + i) * size
+        yield slice(begin, begin + size)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """The mean over processes in the place of every gradient; parameters without one stay so. One message for all."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if world() == 1 or not gradients:
+        return
+    flat = torch.cat([g.flatten() for g in gradients])
+    average([flat])
+    for g, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        g.copy_(mean.view_as(g))
+
+
+def averaged(values: dict[str, float]) -> dict[str, float]:
+    """The mean of each value over processes."""
+    if world() == 1 or not values:
+        return values
+    message = torch.tensor(list(values.values()), dtype=torch.float64, device=compute_device())
+    average([message])
+    return dict(zip(values, message.tolist(), strict=True))
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a tensor over processes, without a graph; itself when there is one process."""
+    if world() == 1:
+        return value
+    out = value.detach().clone()
+    average([out])
+    return out
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is up in any process."""
+    if world() == 1:
+        return flag
+    up = torch.tensor(float(flag), device=compute_device())
+    dist.all_reduce(up, dist.ReduceOp.MAX)
+    return bool(up)
+
+
+class _Mean(torch.autograd.Function):
+    """The mean of a tensor over processes; the gradients of all of them come back to each as their mean."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return mean(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return mean(gradient)
+
+
+class SyncedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the images of all processes, also on CPUs; the names and the numbers of `nn.BatchNorm2d`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if world() == 1 or not self.training:
+            return super().forward(x)
+        # All processes hold equally many images, so the mean of means is the mean.
+        moments = torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))])
+        first, second = _Mean.apply(moments)
+        variance = second - first.square()
+        count = x.numel() // x.shape[1] * world()
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.momentum is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(first, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        y = (x - first[:, None, None]) * (variance + self.eps).rsqrt()[:, None, None]
+        return y * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def synced(net: nn.Module) -> nn.Module:
+    """`net` with its batch norms over all processes; unchanged when there is one process."""
+    if world() == 1:
+        return net
+    for module in net.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncedBatchNorm
+    return net
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()

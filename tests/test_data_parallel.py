@@ -1,0 +1,96 @@
+"""Two processes with half of every batch do what one does with the whole: losses, weights and batch norms, to rounding."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pagoda_bench.artifacts.context import StageContext
+from pagoda_bench.errors import UserError
+from pagoda_bench.nets.features import load_half
+from pagoda_bench.pagoda import pairs
+from pagoda_bench.training import parallel
+from tests.test_steps import PAIRS, inputs
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def start(folder: Path, out: Path, rank: int, world: int, ports: list[int]) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+    }
+    command = [sys.executable, "-m", "tests.parallel_train", str(folder), str(out), *map(str, ports)]
+    return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    found = inputs(tmp_path)
+    ctx = StageContext.for_test(tmp_path / "pairs", tmp_path / "work", found)
+    pairs.run(PAIRS, ctx)
+    everything = {**found, PAIRS.key: tmp_path / "pairs"}
+    (tmp_path / "inputs.json").write_text(json.dumps({k: str(v) for k, v in everything.items()}))
+    facts: dict[str, list[dict[str, Any]]] = {}
+    for name, world in (("one", 1), ("two", 2)):
+        ports = [free_port() for _ in range(3)]
+        processes = [start(tmp_path, tmp_path / f"{name}{rank}", rank, world, ports) for rank in range(world)]
+        for process in processes:
+            _, said = process.communicate(timeout=600)
+            assert process.returncode == 0, said.decode()
+        facts[name] = [json.loads((tmp_path / f"{name}{rank}" / "facts.json").read_text()) for rank in range(world)]
+    (one,), (first, second) = facts["one"], facts["two"]
+    for stage in ("distill", "teacher"):
+        assert first[stage]["curve"] == second[stage]["curve"]  # averaged over both
+        for a, b in zip(one[stage]["curve"], first[stage]["curve"], strict=True):
+            assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
+        assert first[stage]["training_flops"] == pytest.approx(one[stage]["training_flops"], rel=0.02)
+        weights = [load_half(tmp_path / name / stage / "model.safetensors") for name in ("one0", "two0", "two1")]
+        for key, value in weights[0].items():
+            torch.testing.assert_close(weights[1][key], value, rtol=0.02, atol=2e-3)
+            assert torch.equal(weights[1][key], weights[2][key]), key
+    assert first["norm"] == pytest.approx(one["norm"], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (1, 4), (2, 2), (4, 1)])
+def test_parts_cover_a_batch_once(world: int, accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "world", lambda: world)
+    rows: list[int] = []
+    for rank in range(world):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        found = list(parallel.parts(16, accumulate))
+        assert len(found) == accumulate
+        rows += [i for part in found for i in range(16)[part]]
+    assert rows == list(range(16))
+
+
+def test_a_batch_that_does_not_divide_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "world", lambda: 3)
+    with pytest.raises(UserError, match="a batch of 16 does not divide into 3 processes times 2 passes"):
+        list(parallel.parts(16, 2))
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGODA_BENCH_DEVICE", "abacus")
+    with pytest.raises(UserError, match="PAGODA_BENCH_DEVICE=abacus is no device"):
+        parallel.compute_device()
+    monkeypatch.delenv("PAGODA_BENCH_DEVICE")
+    assert parallel.compute_device() == torch.device("cpu")
