@@ -1,8 +1,8 @@
 """Speed of the Stage 3 step against the official way, on the same networks, batch and device: a ratio, not seconds.
 
 The official loop runs the whole grown network for the pairs, for the fakes of the generator's turn, and once more for those of
-the discriminator's turn. Here pairs and fakes go through the frozen part together, without a graph, and the fakes serve both
-turns. Run with: pytest -m slow tests/bench_stage3.py -s
+the discriminator's turn, and walks back to the last layer twice for the adaptive weight. Here the frozen part has no graph,
+the fakes serve both turns, and one pass back serves the weight too. Run with: pytest -m slow tests/bench_stage3.py -s
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from statistics import median
 import pytest
 import torch
 
-from pagoda_bench.diffusion.edm import SIGMA_MAX, preconditioning
+from pagoda_bench.diffusion.edm import SIGMA_MAX
 from pagoda_bench.nets.growth import train_start, trainable_keys
 from pagoda_bench.nets.multiscale_discriminator import MultiscaleDiscriminator
 from pagoda_bench.nets.unet import UNet
+from pagoda_bench.pagoda.grow import Frozen
 from pagoda_bench.pagoda.looks import ProjectedLook, build_eyes
 from pagoda_bench.pagoda.losses import Term, accumulate, discriminator_loss, generator_loss, last_layer
 from pagoda_bench.pagoda.official_step import discriminator_step, generator_step
@@ -51,8 +52,7 @@ def test_the_step_against_the_official_way() -> None:
     image, labels = torch.rand(BATCH, 3, 64, 64) * 2 - 1, torch.arange(BATCH) % 5
     z, noise = torch.randn(2, BATCH, 3, 32, 32)
     z = z * SIGMA_MAX
-    start, at = train_start(net, "new"), last_layer(net)
-    c_in = float(preconditioning(torch.tensor(SIGMA_MAX, dtype=torch.float64)).c_in)
+    generate, at = Frozen(net, train_start(net, "new")), last_layer(net)
 
     def official() -> None:
         judge.requires_grad_(False)
@@ -61,14 +61,11 @@ def test_the_step_against_the_official_way() -> None:
         discriminator_step(net, judge, eyes, (image, labels), noise).loss.backward()
 
     def ours() -> None:
-        both = torch.cat([labels, labels])
-        with torch.no_grad():
-            hidden = net.trunk(c_in * torch.cat([z, SIGMA_MAX * noise]), SIGMA_MAX, both, stop=start)
-        made = net.finish(hidden, start)
-        rebuilt, fake = made[:BATCH], made[BATCH:]
+        rebuilt, fake = (generate(latent, labels) for latent in (z, SIGMA_MAX * noise))
         l_rec = look.distance(rebuilt, image, look.distance_draws(BATCH, 64)).mean()
         maps = look.maps(fake, look.draws(BATCH, 64))
-        accumulate([Term(rebuilt, l_rec), Term(fake, generator_loss(judge(maps, labels), "hinge"), 1.0, True)], at)
+        terms = [Term(rebuilt, l_rec), Term(fake, generator_loss(judge(maps, labels), "hinge"), 1.0, True)]
+        accumulate(terms, [p for p in net.parameters() if p.requires_grad], at)
         with torch.no_grad():
             real = look.maps(image, look.draws(BATCH, 64))
         logits = judge([m.detach() for m in maps], labels)

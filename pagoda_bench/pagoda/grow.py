@@ -38,12 +38,10 @@ class Frozen:
         self.kept: Hidden | None = None
 
     def __call__(self, z: Tensor, labels: Tensor, rows: NDArray[np.int64] | None = None) -> Tensor:
-        """Images of latents (N, 3, R, R); the first of them are those of the pairs `rows`."""
+        """Images of latents (N, 3, R, R), which are those of the pairs `rows` where these are given."""
         if self.kept is None or rows is None:
             return self.net.finish(self._state(z, labels), self.start)
-        n, old = len(rows), _taken(self.kept, torch.from_numpy(rows), z.device)
-        state = _joined([old, self._state(z[n:], labels[n:])]) if len(z) > n else old
-        return self.net.finish(state, self.start)
+        return self.net.finish(_taken(self.kept, torch.from_numpy(rows), z.device), self.start)
 
     def keep(self, source: Source, size: int, limit: float) -> int:
         """Makes the states of all pairs; returns the operations that took. `UserError` above `limit` GB."""

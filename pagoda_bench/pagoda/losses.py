@@ -55,28 +55,34 @@ class Term(NamedTuple):
     adaptive: bool = False
 
 
-def accumulate(terms: Sequence[Term], at: nn.Parameter, scale: float = 1.0) -> list[float]:
-    """Gradients of `scale * sum_i factor_i * loss_i` into the generator's parameters. The judges are walked through once:
-    what follows needs their gradient at the images only.
+def accumulate(terms: Sequence[Term], parameters: Sequence[nn.Parameter], at: nn.Parameter, scale: float = 1.0) -> list[float]:
+    """Adds the gradients of `scale * sum_i factor_i * loss_i` to those of the generator's `parameters`.
 
     Returns the factors: `weight`, times the ratio of gradient norms of the first term and of this one at `at`, where the
     term is adaptive. Of several processes these are the norms of the averaged gradients.
+
+    The judges are walked through once, and so is the generator for each term: gradients are linear, so a factor that is
+    known only after the pass may be applied to its result. (The official code walks back to `at` once more for each term.)
     """
     at_images = [torch.autograd.grad(scale * term.loss, term.image)[0] for term in terms]
     factors = [term.weight for term in terms]
-    if any(term.adaptive for term in terms):
-
-        def at_layer(i: int) -> Tensor:
-            own = torch.autograd.grad(terms[i].image, at, at_images[i], retain_graph=True)[0]
-            return parallel.mean(own) / scale
-
-        first = at_layer(0)
-        for i, term in enumerate(terms):
-            if term.adaptive:
-                factors[i] = term.weight * float(adaptive_weight(first, at_layer(i)))
-    torch.autograd.backward(
-        [term.image for term in terms], [factor * at_image for factor, at_image in zip(factors, at_images, strict=True)]
-    )
+    if not any(term.adaptive for term in terms):
+        torch.autograd.backward([term.image for term in terms], [f * g for f, g in zip(factors, at_images, strict=True)])
+        return factors
+    where = next(i for i, p in enumerate(parameters) if p is at)
+    first: Tensor | None = None
+    for i, (term, at_image) in enumerate(zip(terms, at_images, strict=True)):
+        own = torch.autograd.grad(term.image, list(parameters), at_image, retain_graph=i + 1 < len(terms), allow_unused=True)
+        at_layer = own[where]
+        assert at_layer is not None
+        at_layer = parallel.mean(at_layer) / scale
+        first = at_layer if first is None else first
+        if term.adaptive:
+            factors[i] = term.weight * float(adaptive_weight(first, at_layer))
+        for parameter, gradient in zip(parameters, own, strict=True):
+            if gradient is not None:
+                gradient = gradient * factors[i]
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     return factors
 
 

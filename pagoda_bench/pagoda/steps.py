@@ -48,8 +48,8 @@ class Whole:
 
 
 class Generate(Protocol):
-    """The one-step generator: latents (N, 3, R, R) and labels (N,) to images. The first latents are those of the pairs `rows`,
-    of which a generator may know something already."""
+    """The one-step generator: latents (N, 3, R, R) and labels (N,) to images. Latents of the pairs `rows` are named, since a
+    generator may know something of them already."""
 
     def __call__(self, z: Tensor, labels: Tensor, rows: np.ndarray | None = None) -> Tensor: ...
 
@@ -82,6 +82,7 @@ class Step:
         self.loss, self.train, self.size = recipe.loss, recipe.train, recipe.net.output_resolution
         self.distance = distance_of(recipe.loss, look)
         self.at = last_layer(net)
+        self.parameters = [p for p in net.parameters() if p.requires_grad]
         self.device = self.at.device
         self.fakes_first = recipe.loss.discriminator == "stylegan-xl"  # as in the official code
 
@@ -137,19 +138,11 @@ class Step:
     def _generator(self, whole: Whole, part: slice, phase: tuple[str, ...], seen: dict[str, list[Seen]]) -> dict[str, float]:
         """One forward and backward pass over a part of the batch: the gradients of the losses in `phase` are added up."""
         loss, terms, values = self.loss, [], {}
-        latents, labels = [], []
         if "rec" in phase:
-            x, z, own = (t.to(self.device) for t in self.source.batch(whole.rows[part], self.size))
-            latents, labels = [z], [own]
-        if "adv" in phase:
-            real, real_labels = self._real(whole, part)
-            latents, labels = [*latents, whole.fresh[part].to(self.device)], [*labels, real_labels]
-        rows = whole.rows[part] if "rec" in phase else None
-        made = self.generate(torch.cat(latents), torch.cat(labels), rows).float()
-        n = len(made) // len(latents)
-        if "rec" in phase:
+            rows = whole.rows[part]
+            x, z, own = (t.to(self.device) for t in self.source.batch(rows, self.size))
+            rebuilt = self.generate(z, own, rows).float()
             # L_rec: both images under the same augmentation.
-            rebuilt = made[:n]
             l_rec = self.distance(rebuilt, x, self._slice(whole.rec, part)).mean()
             if loss.pixel:
                 l_rec = l_rec + loss.pixel * (rebuilt - x).abs().mean()
@@ -164,7 +157,8 @@ class Step:
                 target_maps = self.look.maps(x, self._slice(whole.target, part))
             seen["reconstructions"].append(Seen(target_maps, own, maps, own))
         if "adv" in phase:
-            fake = made[-n:]
+            real, real_labels = self._real(whole, part)
+            fake = self.generate(whole.fresh[part].to(self.device), real_labels).float()
             maps = self.look.maps(fake, self._slice(whole.fake, part))
             l_adv = generator_loss(self._logits(self.judges["discriminator"], maps, real_labels), loss.gan)
             values["adv"] = float(l_adv.detach())
@@ -173,7 +167,7 @@ class Step:
             with torch.no_grad():
                 real_maps = self.look.maps(real, self._slice(whole.real, part))
             seen["discriminator"].append(Seen(real_maps, real_labels, maps, real_labels))
-        factors = accumulate(terms, self.at, self.scale.value / self.train.accumulate)
+        factors = accumulate(terms, self.parameters, self.at, self.scale.value / self.train.accumulate)
         if "adv" in phase:
             values["lambda"] = factors[-1]
         return values
