@@ -60,7 +60,7 @@ def test_no_command_shows_help(capsys: pytest.CaptureFixture[str], arguments: tu
 
 
 def commands() -> list[tuple[str, ...]]:
-    below = ("ls", "show", "verify", "export", "gc")
+    below = ("ls", "show", "verify", "export", "times", "gc")
     return [(), ("artifacts",), ("run-stage",), *(("artifacts", name) for name in below)]
 
 
@@ -160,6 +160,13 @@ def test_export(capsys: pytest.CaptureFixture[str], store: Store, tmp_path: Path
     assert code == 0
     assert out == f"{tmp_path}/released/toy/{Toy().key}\n"
     assert Store(tmp_path / "new", [tmp_path / "released"]).find(Toy()).released
+
+
+def test_times_travel_with_a_released_store(capsys: pytest.CaptureFixture[str], store: Store, tmp_path: Path) -> None:
+    make(Toy(), store)
+    assert run(capsys, "artifacts", "times")[1].split()[:7] == ["KIND", "KEY", "TOOK", "FLOP", "TITLE", "toy", Toy().key]
+    assert run(capsys, "artifacts", "times", "--to", str(tmp_path))[0] == 0
+    assert json.loads(run(capsys, "artifacts", "times", "--json")[1]) == json.loads((tmp_path / "times.json").read_text())
 
 
 def test_gc_only_says_what_would_go_unless_told(capsys: pytest.CaptureFixture[str], store: Store) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from pagoda_bench.artifacts.store import Store
 from pagoda_bench.errors import UserError
 from pagoda_bench.plan import progress
 from pagoda_bench.plan.dag import Plan
+from pagoda_bench.plan.estimate import Estimate, Estimator, Measure, measures, save_measures
 from pagoda_bench.plan.inline import load_runner, run_plan, run_stage
 from pagoda_bench.plan.progress import Lines, Rate, duration
 from pagoda_bench.plan.tree import render_tree, summary
@@ -270,3 +273,31 @@ def test_duration_is_right_within_its_rounding(seconds: float) -> None:
 
 
 assert STEPS_LOG == []
+
+
+def test_estimates_start_from_the_times_of_a_released_store(store: Store, tmp_path: Path) -> None:
+    make(A, store)
+    released = tmp_path / "given"
+    released.mkdir()
+    save_measures([replace(m, seconds=60.0) for m in measures(store)], released / "times.json")
+    fresh = Store(tmp_path / "fresh", [released], notify=lambda line: None)
+    longer = Toy(seed=9, train=ToyTrain(steps=15))
+    plan = Plan([A, longer], fresh)
+    assert plan.estimates[A.key] == Estimate(60.0, 500.0, exact=True)
+    assert plan.estimates[longer.key] == Estimate(180.0, 1500.0, exact=False)
+    (released / "times.json").write_text("{")
+    assert not Plan([A], fresh).estimates  # unreadable is unknown
+
+
+def test_of_like_stages_the_one_that_differs_in_numbers_of_images_alone_is_scaled(store: Store) -> None:
+    def measure(title: str, size: float, seconds: float) -> Measure:
+        return Measure("toy", title, title, size, seconds, None)
+
+    estimator = Estimator(store)
+    estimator._measured = [
+        measure("score heun 64px N=10 from 0", 10, 40.0),
+        measure("score nearest 64px N=1000 from 0", 1000, 1.0),
+    ]
+
+    wanted = SimpleNamespace(kind="toy", key="new", title="score heun 64px N=1000 from 10", n=1000)
+    assert estimator.estimate(wanted) == Estimate(4000.0, None, exact=False)  # type: ignore[arg-type]

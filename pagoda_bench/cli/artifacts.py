@@ -147,6 +147,34 @@ def export(names: tuple[str, ...], root: Path, store_path: Path | None) -> None:
 @artifacts.command(
     epilog="""\b
 Examples:
+  pagoda-bench artifacts times                        what each stage took
+  pagoda-bench artifacts times --to results/released  for those who have measured nothing yet
+"""
+)
+@click.option("--to", "root", type=click.Path(path_type=Path, file_okay=False), help="A store that is given away.")
+@store_option
+@json_option
+def times(root: Path | None, store_path: Path | None, as_json: bool) -> None:
+    """List what each stage took: the estimates of a plan are scaled from it."""
+    from dataclasses import asdict
+
+    from pagoda_bench.plan.estimate import TIMES, measures, save_measures
+    from pagoda_bench.plan.progress import duration
+
+    found = list(measures(open_store(store_path)))
+    if root is not None:
+        save_measures(found, root / TIMES)
+        click.echo(str(root / TIMES))
+    elif as_json:
+        echo_json([asdict(m) for m in found])
+    else:
+        lines = [(m.kind, m.key, duration(m.seconds), f"{m.flops:.1e}" if m.flops else "", m.title) for m in found]
+        echo_columns([("KIND", "KEY", "TOOK", "FLOP", "TITLE"), *lines], right=(2, 3))
+
+
+@artifacts.command(
+    epilog="""\b
+Examples:
   pagoda-bench artifacts gc                                   only say what would go
   pagoda-bench artifacts gc --older-than 0 --delete           interrupted work too, however fresh
   pagoda-bench artifacts gc --keep score/9b1c --delete        also every artifact that this score does not need

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
 
+from pagoda_bench.artifacts.checkpoint import read_json, save_atomic
 from pagoda_bench.artifacts.provenance import FLOPS
 from pagoda_bench.artifacts.store import Store
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Recipe
+
+TIMES = "times.json"
+"""In a released store: what all stages took where it was made, those included whose artifacts are not given away."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,41 @@ class Estimate:
     exact: bool
 
 
+@dataclass(frozen=True)
+class Measure:
+    """What one stage took."""
+
+    kind: str
+    key: str
+    title: str
+    size: float
+    seconds: float
+    flops: float | None
+
+
+def measures(store: Store) -> Iterator[Measure]:
+    """Of the artifacts of a store, local and released."""
+    for artifact in store.artifacts():
+        seconds = artifact.provenance.get("wall_seconds")
+        try:
+            recipe = artifact.recipe
+        except UserError:  # of another release, or of a package that is gone: no measure then
+            continue
+        if isinstance(seconds, (int, float)):
+            flops = artifact.provenance.get(FLOPS)
+            yield Measure(recipe.kind, recipe.key, recipe.title, size(recipe), float(seconds), flops)
+
+
+def save_measures(found: list[Measure], path: Path) -> None:
+    """Writes `times.json`, which estimates start from where nothing was measured yet."""
+    text = json.dumps([asdict(m) for m in sorted(found, key=lambda m: (m.kind, m.title, m.key))], indent=1) + "\n"
+    save_atomic(path, partial(_put, text))
+
+
+def _put(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
 class Estimator:
     """Looks through a store's provenance, local and released, once."""
 
@@ -27,31 +70,31 @@ class Estimator:
         self._store = store
 
     @cached_property
-    def _measured(self) -> list[tuple[Recipe, float, float | None]]:
-        found = []
-        for artifact in self._store.artifacts():
-            seconds = artifact.provenance.get("wall_seconds")
-            try:
-                recipe = artifact.recipe
-            except UserError:  # of another release, or of a package that is gone: no measure then
-                continue
-            if isinstance(seconds, (int, float)):
-                found.append((recipe, float(seconds), artifact.provenance.get(FLOPS)))
+    def _measured(self) -> list[Measure]:
+        found = list(measures(self._store))
+        for root in self._store.released:
+            noted = read_json(root / TIMES)
+            found += [Measure(**fields) for fields in noted] if isinstance(noted, list) else []
         return found
 
     def estimate(self, recipe: Recipe) -> Estimate | None:
-        """What the same recipe took; else what the nearest one of its kind took (same title before others, then nearest in
-        size), scaled by size; None where nothing of the kind was measured."""
-        alike = [(r, s, f) for r, s, f in self._measured if r.kind == recipe.kind]
-        for other, seconds, flops in alike:
-            if other.key == recipe.key:
-                return Estimate(seconds, flops, exact=True)
+        """What the same recipe took; else what the nearest one of its kind took (the same title before the same but for
+        numbers of images before others, then nearest in size), scaled by size; None where nothing of the kind was measured."""
+        alike = [m for m in self._measured if m.kind == recipe.kind]
+        for measure in alike:
+            if measure.key == recipe.key:
+                return Estimate(measure.seconds, measure.flops, exact=True)
         if not alike:
             return None
-        wanted = size(recipe)
-        other, seconds, flops = min(alike, key=lambda m: (m[0].title != recipe.title, abs(size(m[0]) - wanted)))
-        scale = wanted / size(other)
-        return Estimate(seconds * scale, None if flops is None else flops * scale, exact=False)
+        wanted, title = size(recipe), recipe.title
+        nearest = min(alike, key=lambda m: (m.title != title, _what(m.title) != _what(title), abs(m.size - wanted)))
+        scale = wanted / nearest.size
+        return Estimate(nearest.seconds * scale, None if nearest.flops is None else nearest.flops * scale, exact=False)
+
+
+def _what(title: str) -> str:
+    """A title without how many images and which."""
+    return re.sub(r" (N=|from )\d+", "", title)
 
 
 def size(recipe: Recipe) -> float:
