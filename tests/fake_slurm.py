@@ -23,6 +23,11 @@ case "$*" in
   *"show job"*) cat "$FAKE/job";;
 esac
 """
+SINFO = """#!/bin/sh
+echo "low*|64|257000|gpu:a100:4(S:0-1),gpu:t4:2"
+echo "low*|8|16000|(null)"
+echo "quick|2|4000|(null)"
+"""
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -36,6 +41,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "srun": "#!/bin/sh\n",
         "squeue": '#!/bin/sh\necho "$*" >> "$FAKE/asked"\ncat "$FAKE/queue" 2>/dev/null || true\n',
         "sacct": '#!/bin/sh\ncat "$FAKE/sacct"\n',
+        "sinfo": SINFO,
         "scancel": '#!/bin/sh\necho "$*" >> "$FAKE/cancelled"\n',
     }
     for name, text in programs.items():

@@ -16,8 +16,8 @@ from pagoda_bench.artifacts.store import Store
 from pagoda_bench.errors import UserError
 from pagoda_bench.plan import slurm_query, slurm_task
 from pagoda_bench.plan.dag import Plan
-from pagoda_bench.plan.requests import Profile
-from pagoda_bench.plan.slurm import describe_submission, resume, submit_plan
+from pagoda_bench.plan.requests import Profile, Request
+from pagoda_bench.plan.slurm import _fits, describe_submission, resume, submit_plan
 from pagoda_bench.plan.slurm_task import Asked, Runner, seconds_left
 from pagoda_bench.plan.sweeps import Sweep, find_sweep, sweeps
 from pagoda_bench.plan.watch import overview
@@ -128,6 +128,14 @@ def test_two_thousand_stages_take_few_calls_and_little_time(fake: Path, store: S
         (Profile(partition="quick", stages={"toy": {"time": "31"}}), "partition 'quick' allows 30"),
         (Profile(partition="low,quick", stages={"toy": {"time": "2-0"}}), "partition 'low,quick' allows 1440"),
         (Profile(stages={"toy": {"time": "2-0"}}), "the default partition allows 1440"),
+        (Profile(stages={"toy": {"cpus": 65}}), "asks for 65 CPUs on a node, the largest of the default partition has 64"),
+        (Profile(stages={"toy": {"tasks": 3, "cpus": 3}}, partition="quick"), "computes in one process"),
+        (
+            Profile(stages={"toy": {"gpus": 7}}, partition="low"),
+            "7 GPUs on a node, the largest of partition 'low' has 6",
+        ),
+        (Profile(stages={"toy": {"gpus": 1, "time": "9"}}, partition="quick"), "asks for 1 GPUs on a node"),
+        (Profile(stages={"toy": {"mem_gb": 4, "time": "9"}}, partition="quick"), "4 GB of memory on a node, the largest of"),
     ],
 )
 def test_what_the_cluster_would_refuse_is_said_before(fake: Path, store: Store, profile: Profile, message: str) -> None:
@@ -276,3 +284,16 @@ def test_a_failing_stage_ends_its_job_with_its_code(fake: Path, store: Store, ca
     assert code == end["code"] == 2
     assert end["cause"] == "refused"
     assert "unknown kind 'toy-failing'" in capfd.readouterr().out
+
+
+def test_nodes_are_read_by_partition() -> None:
+    text = "a*|4|8192|gpu:2\nb|x|1|(null)\nb|1|1024|gpu:t4:1(S:0),gpu:h100:3(S:1)\n"
+    first, second = slurm_query.Node(4, 8.0, 2), slurm_query.Node(1, 1.0, 4)
+    assert slurm_query.read_nodes(text) == {"a": [first], "": [first], "b": [second]}
+
+
+def test_more_nodes_than_fit_are_refused() -> None:
+    with pytest.raises(UserError, match=r"2 nodes with 32 CPUs, partition 'low' has 1"):
+        _fits(Request(nodes=2, cpus=32), [slurm_query.Node(64, 64.0, 0), slurm_query.Node(8, 8.0, 0)], "low")
+    _fits(Request(nodes=2, cpus=8), [slurm_query.Node(64, 64.0, 0), slurm_query.Node(8, 8.0, 0)], "low")
+    _fits(Request(nodes=99, cpus=99), [], "low")  # nothing is known

@@ -148,7 +148,7 @@ def _ready(profile: Profile, requests: Sequence[Request]) -> None:
     scratch = Path(os.path.expandvars(profile.scratch or ""))
     if "$" not in str(scratch) and scratch.exists() and not (scratch.is_dir() and os.access(scratch, os.W_OK)):
         raise UserError(f"scratch {scratch} is no folder that can be written to: change 'scratch' in the cluster's profile")
-    known = slurm.partitions()
+    known, machines = slurm.partitions(), slurm.nodes()
     for request in shapes(requests):
         asked = (request.partition or profile.partition or "").split(",")  # several: SLURM takes whichever comes first
         for partition in asked if known else ():
@@ -161,6 +161,26 @@ def _ready(profile: Profile, requests: Sequence[Request]) -> None:
                 f"a stage asks for {request.time} ({request.minutes} minutes), {named} allows "
                 f"{longest:.0f}: change 'time' in the cluster's profile"
             )
+        _fits(request, [node for partition in asked for node in machines.get(partition, ())], ",".join(asked))
+
+
+def _fits(request: Request, nodes: Sequence[slurm.Node], partition: str) -> None:
+    """SLURM may leave a job that no node can hold in the queue for ever. Nothing is known where `nodes` is empty."""
+    named = f"partition '{partition}'" if partition else "the default partition"
+    wanted = {"CPUs": request.cpus * request.tasks, "GB of memory": request.mem_gb or 0, "GPUs": request.gpus}
+    has = [{"CPUs": node.cpus, "GB of memory": node.mem_gb, "GPUs": node.gpus} for node in nodes]
+    for what, count in wanted.items() if has else ():
+        if count > (most := max(node[what] for node in has)):
+            raise UserError(
+                f"a stage asks for {count:g} {what} on a node, the largest of {named} has {most:g}: "
+                "change 'stages' in the cluster's profile"
+            )
+    whole = sum(all(node[what] >= count for what, count in wanted.items()) for node in has)
+    if has and whole < request.nodes:
+        raise UserError(
+            f"a stage asks for {request.nodes} nodes with {', '.join(f'{n:g} {what}' for what, n in wanted.items() if n)}, "
+            f"{named} has {whole}: change 'stages' in the cluster's profile"
+        )
 
 
 def _submitit() -> Any:

@@ -143,6 +143,32 @@ def partitions() -> dict[str, float]:
     return found
 
 
+@dataclass(frozen=True)
+class Node:
+    """What one node of a partition has; `mem_gb` in units of 1024 MB."""
+
+    cpus: int
+    mem_gb: float
+    gpus: int
+
+
+def nodes() -> dict[str, list[Node]]:
+    """The nodes of each partition, under "" those of the default one; empty when SLURM does not answer."""
+    return read_nodes(ask("sinfo", "--noheader", "--Node", "--format=%P|%c|%m|%G") or "")
+
+
+def read_nodes(text: str) -> dict[str, list[Node]]:
+    found: dict[str, list[Node]] = {}
+    for line in text.splitlines():
+        partition, *rest = line.strip().split("|")
+        if len(rest) == 3 and rest[0].isdigit() and rest[1].isdigit():
+            # e.g. gpu:a100:8(S:0-1),gpu:t4:2
+            gpus = sum(int(count) for count in re.findall(r"\bgpu:(?:[^:,()]+:)?(\d+)", rest[2]))
+            for name in {partition.removesuffix("*"), "" if partition.endswith("*") else partition}:
+                found.setdefault(name, []).append(Node(int(rest[0]), int(rest[1]) / 1024, gpus))
+    return found
+
+
 def cancel(jobs: Iterable[str]) -> None:
     """Cancels jobs and elements of arrays."""
     wanted = list(jobs)
