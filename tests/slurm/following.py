@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import private_cluster
@@ -31,12 +32,21 @@ def until(true: Callable[[], object], seconds: float, why: str) -> None:
 
 
 def hasten(cluster: private_cluster.Cluster) -> None:
-    """Lets requeued jobs start at once, and those that SLURM holds because they were started too soon."""
-    for job in cluster.run("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %r").splitlines():
-        number, reason = job.split(" ", 1)
+    """Lets requeued jobs start at once, and those that SLURM holds because they were started too soon.
+
+    At once is a few seconds after the requeue: slurmd takes a start within the second of the kill for the killed one, and
+    the job ends as one that cannot be started ("Job credential revoked").
+    """
+    for job in cluster.run("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %V %r").splitlines():
+        number, submitted, reason = job.split(" ", 2)  # a requeue counts as a submission
         if reason.startswith("launch failed"):
             cluster.run("scontrol", "release", number, check=False)
-        if reason == "BeginTime" and "COMPLETING" not in cluster.run("scontrol", "show", "job", number, check=False):
+        settled = (datetime.now() - datetime.fromisoformat(submitted)).total_seconds() > 3
+        if (
+            reason == "BeginTime"
+            and settled
+            and "COMPLETING" not in cluster.run("scontrol", "show", "job", number, check=False)
+        ):
             cluster.run("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
 
 
