@@ -164,7 +164,7 @@ def test_export(capsys: pytest.CaptureFixture[str], store: Store, tmp_path: Path
 
 def test_times_travel_with_a_released_store(capsys: pytest.CaptureFixture[str], store: Store, tmp_path: Path) -> None:
     make(Toy(), store)
-    assert run(capsys, "artifacts", "times")[1].split()[:7] == ["KIND", "KEY", "TOOK", "FLOP", "TITLE", "toy", Toy().key]
+    assert run(capsys, "artifacts", "times")[1].split()[:7] == ["KIND", "KEY", "TOOK", "FLOP", "WHAT", "toy", Toy().key]
     assert run(capsys, "artifacts", "times", "--to", str(tmp_path))[0] == 0
     assert json.loads(run(capsys, "artifacts", "times", "--json")[1]) == json.loads((tmp_path / "times.json").read_text())
 

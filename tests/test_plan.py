@@ -290,14 +290,15 @@ def test_estimates_start_from_the_times_of_a_released_store(store: Store, tmp_pa
 
 
 def test_of_like_stages_the_one_that_differs_in_numbers_of_images_alone_is_scaled(store: Store) -> None:
-    def measure(title: str, size: float, seconds: float) -> Measure:
-        return Measure("toy", title, title, size, seconds, None)
+    def measure(what: str, size: float, seconds: float) -> Measure:
+        return Measure("toy", what, what, size, seconds, None)
 
     estimator = Estimator(store)
     estimator._measured = [
-        measure("score heun 64px N=10 from 0", 10, 40.0),
-        measure("score nearest 64px N=1000 from 0", 1000, 1.0),
+        measure("score heun 64px", 10, 40.0),
+        measure("score heun 64px of photographs", 1000, 2.0),
+        measure("score nearest 64px", 1000, 1.0),
     ]
 
-    wanted = SimpleNamespace(kind="toy", key="new", title="score heun 64px N=1000 from 10", n=1000)
+    wanted = SimpleNamespace(kind="toy", key="new", title="score heun 64px N=1000 from 10", n=1000, inputs=list)
     assert estimator.estimate(wanted) == Estimate(4000.0, None, exact=False)  # type: ignore[arg-type]

@@ -84,7 +84,7 @@ def test_set_reads_yaml_values_and_reaches_optional_keys() -> None:
     ("scale", "sets", "says"),
     [
         ("embeded", [], "did you mean 'embedded'"),
-        ("imagenet", [], "cannot be run"),
+        ("imagenet", [], "needs prepared images: give --data FOLDER"),
         ("cifar10", [], "give --data PATH"),
         ("embedded", ["teacher.train.step=1"], "did you mean 'steps'"),
         ("embedded", ["teachr.train.steps=1"], "did you mean 'teacher'"),

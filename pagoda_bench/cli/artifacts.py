@@ -168,8 +168,8 @@ def times(root: Path | None, store_path: Path | None, as_json: bool) -> None:
     elif as_json:
         echo_json([asdict(m) for m in found])
     else:
-        lines = [(m.kind, m.key, duration(m.seconds), f"{m.flops:.1e}" if m.flops else "", m.title) for m in found]
-        echo_columns([("KIND", "KEY", "TOOK", "FLOP", "TITLE"), *lines], right=(2, 3))
+        lines = [(m.kind, m.key, duration(m.seconds), f"{m.flops:.1e}" if m.flops else "", m.what) for m in found]
+        echo_columns([("KIND", "KEY", "TOOK", "FLOP", "WHAT"), *lines], right=(2, 3))
 
 
 @artifacts.command(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pagoda_bench.cli.common import bytes_text, echo_columns, echo_json, json_option
 from pagoda_bench.errors import UserError
 
+if TYPE_CHECKING:
+    from pagoda_bench.tables.scales import Scale
+
 PEAK = {"A100": 312e12, "H100": 989e12}  # dense bf16 operations a second, from NVIDIA's data sheets
 PRICE = {"A100": 2.0, "H100": 3.0}  # US dollars an hour: an assumption, --price has yours
+REACHED = 0.35  # share of the peak
 IMAGES = 1_331_167  # of ILSVRC2012, both splits
 
 
@@ -23,7 +29,7 @@ Examples:
 )
 @click.argument("scale", type=click.Path(path_type=Path, dir_okay=False), metavar="SCALE.yaml")
 @click.option(
-    "--reached", default=0.35, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="Share of the peak."
+    "--reached", default=REACHED, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="Share of the peak."
 )
 @click.option("--price", "prices", multiple=True, metavar="GPU=USD", help="Dollars an hour of a GPU; may be given again.")
 @json_option
@@ -35,8 +41,6 @@ def cost(scale: Path, reached: float, prices: tuple[str, ...], as_json: bool) ->
     """
     import yaml
 
-    from pagoda_bench.pagoda.cost import cost_of
-    from pagoda_bench.recipes.base import walk
     from pagoda_bench.tables.scales import Scale
 
     if not 0 < reached <= 1:
@@ -50,10 +54,17 @@ def cost(scale: Path, reached: float, prices: tuple[str, ...], as_json: bool) ->
     if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
         raise UserError(f"{scale} is no scale: it has no section 'data'")
     values["data"] = {"digest": "0" * 64, **values["data"]} if values["data"].get("kind") == "prepared" else values["data"]
-    read = Scale.load(values, str(scale))
-    paid = _prices(prices)
-    rows = [c for recipe in walk(read.pagoda_model(read.top)) if (c := cost_of(recipe)) is not None]
-    data = {size: 3 * size * size * IMAGES for size in read.resolutions}
+    show_costs(Scale.load(values, str(scale)), reached, _prices(prices), as_json)
+
+
+def show_costs(scale: Scale, reached: float = REACHED, price: Mapping[str, float] = PRICE, as_json: bool = False) -> None:
+    """Prints GPU hours, storage and dollars of the stages of a scale's chain."""
+    from pagoda_bench.pagoda.cost import cost_of
+    from pagoda_bench.recipes.base import walk
+
+    paid = dict(price)
+    rows = [c for recipe in walk(scale.pagoda_model(scale.top)) if (c := cost_of(recipe)) is not None]
+    data = {size: 3 * size * size * IMAGES for size in scale.resolutions}
     hours = {gpu: [c.flops / (peak * reached) / 3600 for c in rows] for gpu, peak in PEAK.items()}
     if as_json:
         echo_json(

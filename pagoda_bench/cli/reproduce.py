@@ -65,17 +65,27 @@ def reproduce(
     interrupted run goes on where it stopped. The exit code is 1 when a row could not be made.
     """
     from pagoda_bench import resources
+    from pagoda_bench.cli.cost import show_costs
     from pagoda_bench.plan.dag import Plan
     from pagoda_bench.plan.tree import summary
+    from pagoda_bench.recipes.data import PreparedData
 
     asked = {"table": table, "scale": scale_name, "full": full, "sets": list(sets)}
     how = Launch(executor, jobs, cluster, about=asked)
     how.check()
     places = data_places(data_paths)
-    built = table_of(read_table(table), scale_name, full, sets, places)
+    built = table_of(read_table(table), scale_name, full, sets, places, planned=dry_run)
     plan = Plan(built.scores, open_store(store_path), retrain=retrain)
     if dry_run:
         show_plan(plan, how)
+        if isinstance(built.scale.data, PreparedData):
+            click.echo()
+            try:
+                show_costs(built.scale)
+            except UserError as error:  # the plan stands without them
+                click.echo(f"costs are not known: {error}", err=True)
+            if not places:
+                click.echo("without --data: the keys above are those of no images")
         return 0
     target = choose_out(out, resources.folder("results"), publish) if executor != "slurm" or not plan.to_make else None
     if plan.to_make:
@@ -95,7 +105,16 @@ def read_table(name: str) -> TableSpec:
     return read(folder / f"{name}.yaml")
 
 
-def table_of(spec: TableSpec, scale_name: str | None, full: bool, sets: tuple[str, ...], places: Mapping[str, Path]) -> Table:
+def table_of(
+    spec: TableSpec,
+    scale_name: str | None,
+    full: bool,
+    sets: tuple[str, ...],
+    places: Mapping[str, Path],
+    *,
+    planned: bool = False,
+) -> Table:
+    from pagoda_bench.recipes.data import PreparedData
     from pagoda_bench.tables.spec import build, load_scale, needs_data
 
     name = scale_name or spec.default_scale
@@ -107,9 +126,13 @@ def table_of(spec: TableSpec, scale_name: str | None, full: bool, sets: tuple[st
         from pagoda_bench.data.sources import describe as describe_images
 
         path = places.get("*") or next(iter(places.values()))
+        if section["kind"] == PreparedData.kind:
+            from pagoda_bench.data.imagenet import describe as describe_prepared
+
+            return describe_prepared(path)
         return describe_images(path, int(section["master"]), str(section.get("name", "images")))
 
-    scale = load_scale(spec, name, sets, describe if places else None)
+    scale = load_scale(spec, name, sets, describe if places else None, planned=planned)
     return build(spec, scale, full=full, changed=bool(sets))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ from pagoda_bench.data import open_dataset
 from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.frechet import Moments, frechet_distance, frechet_from_features
 from pagoda_bench.metrics.inception_score import inception_score
+from pagoda_bench.metrics.judges import Judge, load_judge
 from pagoda_bench.metrics.neighbours import neighbours
 from pagoda_bench.metrics.protocol import Protocol
-from pagoda_bench.nets.features import FeatureModel, load_features
 from pagoda_bench.recipes.stages import Generator, RealImages, Reference, Score, Upsampled
 from pagoda_bench.sampling.generators import ByClass, Sampler, load
 
@@ -32,20 +31,33 @@ Features = NDArray[np.float32]
 
 
 def reference(recipe: Reference, ctx: StageContext) -> None:
-    """Payload: `features.npy`, float32 (n, d), and `moments.npz` with `n`, `mean` and `covariance` in float64.
+    """Payload: `features.npy`, float32 (keep, d), and `moments.npz` with `n`, `mean` and `covariance` in float64.
 
-    The images are the first n of the split when classes take turns, so that every class is there equally often.
+    The images are the first n of the split when classes take turns, so that every class is there equally often; all of them
+    where that is the whole split. The features kept are those of the first.
     """
-    model = load_features(recipe.features, ctx)
+    model = load_judge(recipe.features, ctx)
     data = open_dataset(recipe.data, ctx.data_path)
-    by_class, found = ByClass(data, recipe.split), []
+    by_class = ByClass(data, recipe.split)
+    keep = min(recipe.keep or recipe.n, recipe.n)
+    whole = recipe.n == data.size(recipe.split) and keep < recipe.n
+    order = by_class.balanced(np.arange(keep if whole else recipe.n), "near")
+    if whole:  # classes have unequal numbers, so that they cannot take turns to the end
+        order = np.concatenate([order, np.setdiff1d(np.arange(recipe.n), order)])
+    found: list[Features] = []
+    moments: Moments | None = None
     for start in range(0, recipe.n, BATCH):
-        indices = by_class.balanced(np.arange(start, min(start + BATCH, recipe.n)), "near")
-        found.append(model.features(data.images(indices, recipe.resolution, recipe.split), BATCH)[0])
+        indices = order[start : start + BATCH]
+        features = model.features(data.images(indices, recipe.resolution, recipe.split), BATCH)[0]
+        if keep < recipe.n:
+            moments = moments or Moments(features.shape[1])
+            moments.add(features)
+        found += [features[: keep - start]] if start < keep else []
         ctx.progress(start + len(indices), recipe.n)
     features = np.concatenate(found)
-    moments = Moments(features.shape[1])
-    moments.add(features)
+    if moments is None:
+        moments = Moments(features.shape[1])
+        moments.add(features)
     save_atomic(ctx.out / "features.npy", lambda path: np.save(path, features))
     arrays: dict[str, Any] = {"n": np.int64(moments.n), "mean": moments.mean, "covariance": moments.covariance}
     save_atomic(ctx.out / "moments.npz", lambda path: np.savez(path, **arrays))
@@ -56,7 +68,7 @@ def score(recipe: Score, ctx: StageContext) -> None:
     """Payload: `score.json` with `scores` and `protocol`, and `samples.png`, five uncurated samples of each of the first ten
     classes, one class a column, at native size without gaps. Both are the same bytes however often the run was interrupted;
     what is timed goes to the provenance (`images_per_second`, `sampling_seconds`)."""
-    model = load_features(recipe.reference.features, ctx)
+    model = load_judge(recipe.reference.features, ctx)
     folder = ctx.input(recipe.reference)
     _check(recipe, ctx)
     sampler = load(recipe.generator, ctx)
@@ -72,8 +84,7 @@ def score(recipe: Score, ctx: StageContext) -> None:
         "nfe": samples.nfe,
         "parameters": sampler.parameters,
     }
-    weights = ctx.input(recipe.reference.features) / "features.safetensors"
-    write_json(ctx.out / "score.json", {"scores": scores, "protocol": protocol(recipe, sampler.classes, weights).to_dict()})
+    write_json(ctx.out / "score.json", {"scores": scores, "protocol": protocol(recipe, sampler.classes, model).to_dict()})
     grid = Image.fromarray(sample_grid(samples, recipe.first, sampler))
     save_atomic(ctx.out / "samples.png", lambda path: grid.save(path, format="PNG", compress_level=9))
     ctx.record(
@@ -85,12 +96,10 @@ def score(recipe: Score, ctx: StageContext) -> None:
     )
 
 
-def protocol(recipe: Score, classes: int, weights: Path) -> Protocol:
-    """The protocol of the scores of `recipe`; `weights` is the file of the feature network."""
+def protocol(recipe: Score, classes: int, judge: Judge) -> Protocol:
+    """The protocol of the scores of `recipe` by a network."""
     return Protocol(
-        extractor=f"feature network of {recipe.reference.features.data.describe()}",
-        weights=hashlib.sha256(weights.read_bytes()).hexdigest(),
-        resize=f"pixel repetition to {recipe.reference.features.resolution}",
+        **judge.protocol,
         resolution=recipe.generator.resolution,
         reference=recipe.reference.key,
         reference_n=recipe.reference.n,
@@ -147,14 +156,14 @@ def shard(recipe: Score, ctx: StageContext, index: int, count: int) -> bool:
     starts = range(0, recipe.n, BATCH)
     mine = [start for start in starts[index::count] if not _part(ctx.work, start).exists()]
     if mine:
-        model, sampler = load_features(recipe.reference.features, ctx), load(recipe.generator, ctx)
+        model, sampler = load_judge(recipe.reference.features, ctx), load(recipe.generator, ctx)
     for done, start in enumerate(mine, 1):
         _keep(ctx.work, start, _batch(recipe, sampler, model, _indices(recipe, start)))
         ctx.progress(done, len(mine))
     return all(_part(ctx.work, start).exists() for start in starts)
 
 
-def _sample(recipe: Score, sampler: Sampler, model: FeatureModel, ctx: StageContext) -> Samples:
+def _sample(recipe: Score, sampler: Sampler, model: Judge, ctx: StageContext) -> Samples:
     """Samples, keeps features, batch by batch; those in `ctx.work`, of an earlier attempt or of another job, are taken from
     there. Batches never depend on where a run stopped or who made them."""
     parts: list[Samples] = []
@@ -172,7 +181,7 @@ def _indices(recipe: Score, start: int) -> NDArray[np.int64]:
     return np.arange(recipe.first + start, recipe.first + min(start + BATCH, recipe.n), dtype=np.int64)
 
 
-def _batch(recipe: Score, sampler: Sampler, model: FeatureModel, indices: NDArray[np.int64]) -> Samples:
+def _batch(recipe: Score, sampler: Sampler, model: Judge, indices: NDArray[np.int64]) -> Samples:
     labels = indices % sampler.classes
     start = time.perf_counter()
     images, nfe = sampler.sample(indices, labels)

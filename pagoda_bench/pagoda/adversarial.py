@@ -12,12 +12,13 @@ from torch import nn
 
 from pagoda_bench.data import open_dataset
 from pagoda_bench.diffusion.edm import SIGMA_MAX
+from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import from_network, load_features
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.looks import EmbeddedLook, Look, ProjectedLook, build_eyes, judge_of
 from pagoda_bench.pagoda.sources import Source, source_of
 from pagoda_bench.pagoda.steps import Generate, Step
-from pagoda_bench.recipes.stages import Distill, Grow
+from pagoda_bench.recipes.stages import Distill, FeatureNet, Grow
 from pagoda_bench.sampling.noise import noise
 from pagoda_bench.training import parallel
 from pagoda_bench.training.averages import averages, save_averages
@@ -35,9 +36,11 @@ def fit(
 
     Writes the payload `model.safetensors` (averaged weights, float16), and one more for each further average.
     """
-    device, loss, config = parallel.compute_device(), recipe.loss, recipe.train
+    device, loss, config = compute_device(), recipe.loss, recipe.train
     data = open_dataset(recipe.pairs.teacher.data, ctx.data_path)
-    features = load_features(recipe.features, ctx).to(device) if loss.features == "embedded" else None
+    features = None
+    if loss.features == "embedded" and isinstance(recipe.features, FeatureNet):  # the recipe refuses any other
+        features = load_features(recipe.features, ctx).to(device)
     look: Look
     if features is not None:
         look = EmbeddedLook(features, augmented=loss.augment, eps=loss.eps)

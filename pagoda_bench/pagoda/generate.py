@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pagoda_bench.diffusion import edm, solvers
 from pagoda_bench.errors import UserError
+from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import from_network
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.weights import load_file_whole
@@ -36,19 +37,20 @@ class NoiseSampler:
     def sample(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[NDArray[np.uint8], int]:
         """Images uint8 (N, R, R, 3), and the network evaluations each of them took, counted."""
         size = self.net.config.resolution
-        z = torch.from_numpy(noise(indices, (3, size, size), SEED)) * edm.SIGMA_MAX
+        at = next(self.net.parameters()).device
+        z = (torch.from_numpy(noise(indices, (3, size, size), SEED)) * edm.SIGMA_MAX).to(at)
         with torch.inference_mode(), count_evaluations(self.net) as counter:
-            images = from_network(self.draw(z, torch.from_numpy(np.asarray(labels, np.int64))))
+            images = from_network(self.draw(z, torch.from_numpy(np.asarray(labels, np.int64)).to(at)).cpu())
         return images, counter.per_image(len(indices))
 
 
 def one_step(config: OneStep, ctx: Any) -> NoiseSampler:
-    net = load(config.of, ctx, config.ema)
+    net = load(config.of, ctx, config.ema).to(compute_device())
     return NoiseSampler(net, lambda z, labels: edm.one_step(net, z, labels))
 
 
 def heun(config: Heun, ctx: Any) -> NoiseSampler:
-    net = load(config.of, ctx)
+    net = load(config.of, ctx).to(compute_device())
     grid = edm.karras_grid(config.points)
 
     def draw(z: Tensor, labels: Tensor) -> Tensor:

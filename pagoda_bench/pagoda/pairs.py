@@ -26,12 +26,12 @@ from pagoda_bench.data.shards import Layout, Sharded, Writer, identity_of
 from pagoda_bench.diffusion.edm import denoise, karras_grid
 from pagoda_bench.diffusion.solvers import invert
 from pagoda_bench.errors import UserError
+from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import to_network
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.generate import load
 from pagoda_bench.recipes.base import canonical
 from pagoda_bench.recipes.stages import Pairs
-from pagoda_bench.training.parallel import compute_device
 
 FOLDER, SINGLE = "latents", "latents.npy"
 MODEL = "model.safetensors"

@@ -11,6 +11,7 @@ import torch
 from pagoda_bench.artifacts.provenance import FLOPS, UPSTREAM_FLOPS
 from pagoda_bench.data import open_dataset
 from pagoda_bench.diffusion.edm import lognormal_sigma, normal_from_uniform, training_loss
+from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import to_network
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.recipes.base import Recipe
@@ -30,7 +31,7 @@ def run(recipe: EDM, ctx: Any) -> None:
 
 def _run(recipe: EDM, ctx: Any) -> None:
     torch.manual_seed(recipe.seed)
-    config, device = recipe.train, parallel.compute_device()
+    config, device = recipe.train, compute_device()
     data = open_dataset(recipe.data, ctx.data_path)
     net = UNet(recipe.net).to(device).train()
     adam = optimizer(list(net.parameters()), config)

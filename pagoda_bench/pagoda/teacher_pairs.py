@@ -20,11 +20,11 @@ from pagoda_bench.data.shards import Layout, Sharded, Writer, identity_of
 from pagoda_bench.diffusion import solvers
 from pagoda_bench.diffusion.edm import SIGMA_MAX, denoise, karras_grid
 from pagoda_bench.errors import UserError
+from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.generate import load
 from pagoda_bench.recipes.stages import TeacherPairs
 from pagoda_bench.sampling.noise import noise
-from pagoda_bench.training.parallel import compute_device
 
 FOLDER = "images"
 SEED = 2**32  # far from the seeds of samples that are scored

@@ -13,7 +13,8 @@ from pagoda_bench.artifacts.checkpoint import read_json, save_atomic
 from pagoda_bench.artifacts.provenance import FLOPS
 from pagoda_bench.artifacts.store import Store
 from pagoda_bench.errors import UserError
-from pagoda_bench.recipes.base import Recipe
+from pagoda_bench.recipes.base import Recipe, walk
+from pagoda_bench.recipes.data import DataConfig
 
 TIMES = "times.json"
 """In a released store: what all stages took where it was made, those included whose artifacts are not given away."""
@@ -34,15 +35,19 @@ class Measure:
 
     kind: str
     key: str
-    title: str
+    what: str
     size: float
     seconds: float
     flops: float | None
 
 
 def measures(store: Store) -> Iterator[Measure]:
-    """Of the artifacts of a store, local and released."""
+    """Of the artifacts of a store, local and released; of one that is both, the local."""
+    seen: set[str] = set()
     for artifact in store.artifacts():
+        if artifact.name in seen:
+            continue
+        seen.add(artifact.name)
         seconds = artifact.provenance.get("wall_seconds")
         try:
             recipe = artifact.recipe
@@ -50,12 +55,12 @@ def measures(store: Store) -> Iterator[Measure]:
             continue
         if isinstance(seconds, (int, float)):
             flops = artifact.provenance.get(FLOPS)
-            yield Measure(recipe.kind, recipe.key, recipe.title, size(recipe), float(seconds), flops)
+            yield Measure(recipe.kind, recipe.key, what(recipe), size(recipe), float(seconds), flops)
 
 
 def save_measures(found: list[Measure], path: Path) -> None:
     """Writes `times.json`, which estimates start from where nothing was measured yet."""
-    text = json.dumps([asdict(m) for m in sorted(found, key=lambda m: (m.kind, m.title, m.key))], indent=1) + "\n"
+    text = json.dumps([asdict(m) for m in sorted(found, key=lambda m: (m.kind, m.what, m.key))], indent=1) + "\n"
     save_atomic(path, partial(_put, text))
 
 
@@ -78,23 +83,25 @@ class Estimator:
         return found
 
     def estimate(self, recipe: Recipe) -> Estimate | None:
-        """What the same recipe took; else what the nearest one of its kind took (the same title before the same but for
-        numbers of images before others, then nearest in size), scaled by size; None where nothing of the kind was measured."""
-        alike = [m for m in self._measured if m.kind == recipe.kind]
+        """What the same recipe took; else what the nearest in size took that does the same on the same kind of data, scaled by
+        size; None where nothing of the kind was measured."""
+        alike = [m for m in self._measured if m.kind == recipe.kind and m.what == what(recipe)]
         for measure in alike:
             if measure.key == recipe.key:
                 return Estimate(measure.seconds, measure.flops, exact=True)
         if not alike:
             return None
-        wanted, title = size(recipe), recipe.title
-        nearest = min(alike, key=lambda m: (m.title != title, _what(m.title) != _what(title), abs(m.size - wanted)))
+        wanted = size(recipe)
+        nearest = min(alike, key=lambda m: abs(m.size - wanted))
         scale = wanted / nearest.size
         return Estimate(nearest.seconds * scale, None if nearest.flops is None else nearest.flops * scale, exact=False)
 
 
-def _what(title: str) -> str:
-    """A title without how many images and which."""
-    return re.sub(r" (N=|from )\d+", "", title)
+def what(recipe: Recipe) -> str:
+    """What a stage does, e.g. "score heun 64px of embedded": its title without how many images and which, and its data."""
+    title = re.sub(r" (N=|from )\d+", "", recipe.title)
+    data = next((d for r in walk(recipe) if isinstance(d := getattr(r, "data", None), DataConfig)), None)
+    return title if data is None else f"{title} of {data.describe()}"
 
 
 def size(recipe: Recipe) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pagoda_bench.recipes.base import Config, Recipe, result_neutral
 from pagoda_bench.recipes.data import DataConfig, Split
@@ -56,7 +56,24 @@ class TrainConfig(Config):
     grids: int = result_neutral(0)  # pictures of samples, evenly over the training
 
 
-class FeatureNet(Recipe, kind="features"):
+class Features(Recipe):
+    """A network that judges images. What trains through its maps needs a `FeatureNet`."""
+
+
+class Pretrained(Features, kind="pretrained"):
+    """A published network, by the SHA-256 of its weights. "inception": the 2015 graph, whose Frechet distance is the FID."""
+
+    runner: ClassVar[str] = "pagoda_bench.metrics.judges:run"
+
+    network: Literal["inception"] = "inception"
+    weights: str = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+    @property
+    def title(self) -> str:
+        return f"{self.network} ({self.weights[:8]})"
+
+
+class FeatureNet(Features, kind="features"):
     """The small classifier whose penultimate features judge images and whose maps serve the losses."""
 
     runner: ClassVar[str] = "pagoda_bench.training.features:run"
@@ -151,6 +168,14 @@ class LossConfig(Config):
     adaptive_rec: bool = True  # its weight times the ratio of gradient norms, also with separate updates
 
 
+def _seen_through(features: Features, loss: LossConfig) -> None:
+    if loss.features == "embedded" and not isinstance(features, FeatureNet):
+        raise ValueError(
+            f"loss.features 'embedded' looks through a network trained here, not one of kind '{features.kind}': set "
+            "loss.features to 'projected', or name a network of kind 'features'"
+        )
+
+
 class Distill(Recipe, kind="distill"):
     """Stage 2: the one-step generator at the base resolution, from the teacher's weights."""
 
@@ -158,10 +183,15 @@ class Distill(Recipe, kind="distill"):
     distributed: ClassVar[bool] = True
 
     pairs: Pairs
-    features: FeatureNet
+    features: Features
     train: TrainConfig
     loss: LossConfig = LossConfig()
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _looks(self) -> Distill:
+        _seen_through(self.features, self.loss)
+        return self
 
     def inputs(self) -> list[Recipe]:
         return [*super().inputs(), self.pairs.teacher]  # its weights are where the generator starts
@@ -189,6 +219,11 @@ class Grow(Recipe, kind="grow"):
     cache: float = Field(0.0, ge=0)  # GB of memory for states of the frozen part on the pairs; 0 computes them anew each step
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _looks(self) -> Grow:
+        _seen_through(self.features, self.loss)
+        return self
+
     def inputs(self) -> list[Recipe]:
         return [*super().inputs(), self.pairs, self.features]
 
@@ -202,7 +237,7 @@ class Grow(Recipe, kind="grow"):
         return self.base.pairs
 
     @property
-    def features(self) -> FeatureNet:
+    def features(self) -> Features:
         return self.base.features
 
     @property
@@ -272,15 +307,20 @@ class RealImages(Generator, kind="real"):
 
 
 class Reference(Recipe, kind="reference"):
-    """Features of `n` real images of a split at one resolution: what a score is measured against."""
+    """Features of `n` real images of a split at one resolution: what a score is measured against.
+
+    The images are balanced over the classes; all of the split where `n` is its size. Of `keep` of them, balanced, the features
+    themselves are kept, which neighbourhoods need; moments are of all.
+    """
 
     runner: ClassVar[str] = "pagoda_bench.metrics.stages:reference"
 
     data: DataConfig
-    features: FeatureNet
+    features: Features
     resolution: int
     n: int
     split: Split = "val"
+    keep: int | None = Field(None, gt=1)  # None: all
 
     @property
     def title(self) -> str:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.data import DataConfig
-from pagoda_bench.recipes.stages import FeatureNet, TrainConfig
+from pagoda_bench.recipes.stages import Features, TrainConfig
 
 
 class Trained(Recipe):
@@ -32,7 +32,7 @@ def trained_upstream(recipe: Recipe) -> list[Recipe]:
         matched = getattr(node, "match", None)
         for parent in node.inputs():
             measure = matched is not None and parent.key == matched.key
-            if not measure and not isinstance(parent, FeatureNet) and parent.key not in found:
+            if not measure and not isinstance(parent, Features) and parent.key not in found:
                 visit(parent)
                 found[parent.key] = parent
 

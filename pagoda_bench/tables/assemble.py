@@ -19,7 +19,7 @@ from pagoda_bench.artifacts.store import Artifact
 from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.protocol import Protocol
 from pagoda_bench.recipes.base import Recipe
-from pagoda_bench.recipes.stages import FeatureNet, Reference, Score
+from pagoda_bench.recipes.stages import Features, Reference, Score
 from pagoda_bench.recipes.trained import trained_upstream
 from pagoda_bench.tables.cells import DIRECTIONS, DISTANCE, LOWER, OVER_FLOOR, Cell
 from pagoda_bench.tables.render import REAL
@@ -144,7 +144,7 @@ def trained_from(score: Score) -> list[Recipe]:
     trained on ImageNet do in the paper), and less the model whose work another one matches."""
     found: dict[str, Recipe] = {}
     for parent in score.inputs():
-        if not isinstance(parent, Reference | FeatureNet):
+        if not isinstance(parent, Reference | Features):
             found |= {recipe.key: recipe for recipe in (parent, *trained_upstream(parent))}
     return list(found.values())
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pagoda_bench.artifacts.store import Artifact
 from pagoda_bench.data import open_dataset
-from pagoda_bench.recipes.data import DataConfig, ImageData
+from pagoda_bench.recipes.data import DataConfig, ImageData, PreparedData
 from pagoda_bench.tables.cells import Cell
 from pagoda_bench.tables.plots import STYLE, evaluations
 from pagoda_bench.tables.render import REAL
@@ -102,5 +102,7 @@ def rows_of(table: Table, artifacts: Mapping[str, Artifact], cells: Sequence[Cel
 
 
 def class_names(data: DataConfig) -> tuple[str, ...]:
-    """The classes in the order of their labels, without opening images."""
+    """The classes in the order of their labels, without opening images; of prepared images their numbers."""
+    if isinstance(data, PreparedData):
+        return tuple(map(str, range(data.classes)))
     return data.classes if isinstance(data, ImageData) else open_dataset(data).classes

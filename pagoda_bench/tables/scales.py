@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config
 from pagoda_bench.recipes.data import DataConfig, Split
-from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, Pairs, Reference
+from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Features, Grow, Pairs, Pretrained, Reference
 
 
 class Sampling(Config):
@@ -23,7 +23,8 @@ class Sampling(Config):
     reference: int = Field(gt=1)
     blocks: int = Field(1, ge=1)
     neighbours: int = Field(3, ge=1)
-    split: Split = "val"
+    split: Split = "val"  # of the reference
+    keep: int | None = Field(None, gt=1)  # images of the reference whose features are kept, for precision and recall
 
 
 class Scale(Config):
@@ -63,7 +64,18 @@ class Scale(Config):
     def top(self) -> int:
         return self.resolutions[-1]
 
+    def judge(self) -> Features:
+        """The network that scores: one that this scale trains, or `features: {kind: pretrained, ...}`."""
+        if self.features.get("kind") == Pretrained.kind:
+            return Pretrained.load(self.features, self._where("features"))
+        return self.feature_net()
+
     def feature_net(self) -> FeatureNet:
+        """The network of this scale that losses may look through. `UserError` where it trains none."""
+        if self.features.get("kind") == Pretrained.kind:
+            raise UserError(
+                f"scale '{self.name}' trains no feature network, which this method looks through: choose another loss"
+            )
         return FeatureNet.load({"seed": self.seed, **self.features, "data": self.data}, self._where("features"))
 
     def teacher_model(self) -> EDM:
@@ -78,7 +90,7 @@ class Scale(Config):
 
     def distilled(self) -> Distill:
         pairs = Pairs.load({"seed": self.seed, **self.pairs, "teacher": self.teacher_model()}, self._where("pairs"))
-        section = {"seed": self.seed, **self.distill, "pairs": pairs, "features": self.feature_net()}
+        section = {"seed": self.seed, **self.distill, "pairs": pairs, "features": self.judge()}
         return Distill.load(section, self._where("distill"))
 
     def pagoda_model(self, resolution: int) -> Distill | Grow:
@@ -96,10 +108,11 @@ class Scale(Config):
     def reference(self, resolution: int, sampling: Sampling) -> Reference:
         return Reference(
             data=self.data,
-            features=self.feature_net(),
+            features=self.judge(),
             resolution=resolution,
             n=sampling.reference,
             split=sampling.split,
+            keep=sampling.keep,
         )
 
     def _at(self, model: EDM, resolution: int) -> EDM:

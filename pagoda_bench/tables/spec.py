@@ -18,12 +18,13 @@ from pydantic import Field, model_validator
 
 from pagoda_bench.errors import Unavailable, UserError, nearest
 from pagoda_bench.recipes.base import Config
-from pagoda_bench.recipes.data import DataConfig, ImageData
+from pagoda_bench.recipes.data import DataConfig, ImageData, PreparedData
 from pagoda_bench.recipes.stages import Generator, Score
 from pagoda_bench.tables import methods
 from pagoda_bench.tables.scales import Sampling, Scale
 
 SHORTHANDS = ("samples", "command")
+YOURS = (ImageData.kind, PreparedData.kind)  # kinds of data that the user brings
 Describe = Callable[[Mapping[str, Any]], DataConfig]  # the data section of a scale that needs --data -> what lies there
 
 
@@ -123,21 +124,35 @@ class Table:
 
 def read(path: Path) -> TableSpec:
     """The experiment file at `path`."""
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path.name}: cannot read the experiment ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
+    value = _load(path)
     if isinstance(value, dict) and isinstance(other := value.get("scales_of"), str):
         below = read(path.with_name(f"{other}.yaml"))
         value = {**value, "scales": _merge(below.scales, value.get("scales") or {})}
         value = {**value, "unavailable": {**below.unavailable, **value.get("unavailable", {})}}
+    if isinstance(value, dict) and isinstance(scales := value.get("scales"), dict):
+        value = {**value, "scales": {name: _read_scale(path, name, scale) for name, scale in scales.items()}}
     spec = TableSpec.load(value, path.name)
     ids = [row.id for row in spec.rows]
     if twice := sorted({i for i in ids if ids.count(i) > 1}):
         raise UserError(f"{path.name}: two rows are called '{twice[0]}'")
     return spec
+
+
+def _read_scale(path: Path, name: str, scale: Any) -> Any:
+    """A scale that is the name of a file beside the experiment is read from there; its own `name` gives way."""
+    if not isinstance(scale, str):
+        return scale
+    found = _load(path.parent / scale)
+    return {k: v for k, v in found.items() if k != "name"} if isinstance(found, dict) else found
+
+
+def _load(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path.name}: cannot read the experiment ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def scale_names(spec: TableSpec) -> list[str]:
@@ -146,18 +161,25 @@ def scale_names(spec: TableSpec) -> list[str]:
 
 def needs_data(spec: TableSpec, name: str) -> bool:
     """Whether scale `name` measures images that the user brings."""
-    return bool(_values(spec, name).get("data", {}).get("kind") == ImageData.kind)
+    return _values(spec, name).get("data", {}).get("kind") in YOURS
 
 
-def load_scale(spec: TableSpec, name: str, sets: Iterable[str] = (), describe: Describe | None = None) -> Scale:
-    """The values of scale `name` with `sets` ("key=value") applied. `describe` says what the user's images are."""
+def load_scale(
+    spec: TableSpec, name: str, sets: Iterable[str] = (), describe: Describe | None = None, *, planned: bool = False
+) -> Scale:
+    """The values of scale `name` with `sets` ("key=value") applied. `describe` says what the user's images are; `planned`:
+    prepared images may be absent, and the keys of the recipes are then of no images at all."""
     values = _values(spec, name)
     for text in sets:
         _assign(values, text, name)
     data = values.get("data", {})
-    if data.get("kind") == ImageData.kind:
+    if data.get("kind") in YOURS:
         if describe is not None:
             values["data"] = describe(data).to_dict()
+        elif planned and data["kind"] == PreparedData.kind:
+            values["data"] = {"digest": "0" * 64, **data}
+        elif "digest" not in data and data["kind"] == PreparedData.kind:
+            raise UserError(f"scale '{name}' needs prepared images: give --data FOLDER, made by 'pagoda-bench data prepare'")
         elif "digest" not in data:
             raise UserError(f"scale '{name}' measures your images: give --data PATH, a folder or a zip of them")
     return Scale.load({**values, "name": name}, f"scale '{name}'")

@@ -8,7 +8,6 @@ the last backward pass of a step; `SyncedBatchNorm` makes batch statistics those
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pagoda_bench.artifacts.ranks import place
 from pagoda_bench.errors import UserError
+from pagoda_bench.nets.device import compute_device
 from pagoda_bench.training.distributed import average
 
 
@@ -27,20 +26,6 @@ def rank() -> int:
 
 def world() -> int:
     return dist.get_world_size() if _together() else 1
-
-
-def compute_device() -> torch.device:
-    """$PAGODA_BENCH_DEVICE, e.g. "cuda"; else the GPU of this process in a group of GPUs, else the CPU."""
-    chosen = os.environ.get("PAGODA_BENCH_DEVICE")
-    if chosen is None:
-        chosen = "cuda" if _together() and dist.get_backend() == "nccl" else "cpu"
-    try:
-        device = torch.device(chosen)
-    except RuntimeError:
-        raise UserError(f"PAGODA_BENCH_DEVICE={chosen} is no device: use cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"PAGODA_BENCH_DEVICE={chosen}, but PyTorch sees no GPU here: leave it away, or use cpu")
-    return torch.device("cuda", place().local_rank) if str(device) == "cuda" else device
 
 
 def parts(batch: int, accumulate: int = 1) -> Iterator[slice]:
