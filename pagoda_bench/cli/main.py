@@ -30,6 +30,7 @@ VERBS = {
     "evaluate": ("pagoda_bench.cli.evaluate:evaluate", "Measure a set of images: every metric in one pass, with its protocol."),
     "stats": ("pagoda_bench.cli.stats:stats", "Make reference statistics of real images."),
     "compare": ("pagoda_bench.cli.compare:compare", "Compare two sets of scores, or say why they cannot be."),
+    "gate": ("pagoda_bench.cli.gate:gate", "Hold a measured table against its budget: for CI."),
     "data": ("pagoda_bench.cli.data:data", "Make data sets ready for training: ImageNet."),
     "cost": ("pagoda_bench.cli.cost:cost", "Say what a scale takes: GPU hours, storage, dollars."),
     "run-stage": ("pagoda_bench.cli.run_stage:run_stage", "Make one artifact from its JSON recipe."),
