@@ -14,7 +14,7 @@ from torch import nn
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.stages import TrainConfig
 from pagoda_bench.training import checkpoints, loop
-from pagoda_bench.training.logs import grid, milestones, read
+from pagoda_bench.training.logs import milestones, read, save_picture, sheet
 from pagoda_bench.training.loop import Task, train
 from pagoda_bench.training.updates import LossScale, apply
 from tests.test_training import Stop, context, task, weights
@@ -202,5 +202,5 @@ def test_grids_show_samples_at_milestones(tmp_path: Path) -> None:
 
 def test_a_grid_is_row_by_row(tmp_path: Path) -> None:
     pictures = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
-    grid(pictures, tmp_path / "g.png", columns=3)
+    save_picture(sheet(pictures, columns=3), tmp_path / "g.png")
     assert np.asarray(Image.open(tmp_path / "g.png"))[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 5]]

@@ -54,6 +54,16 @@ class TrainConfig(Config):
     skips: int = Field(0, ge=0)  # updates in a row that may be skipped because they are not finite
     keep: int = result_neutral(2)  # checkpoints in the work folder
     grids: int = result_neutral(0)  # pictures of samples, evenly over the training
+    evaluate: int = result_neutral(0)  # measurements of samples, evenly over the training; the best one's weights are kept too
+    evaluate_n: int = result_neutral(1000)  # images in each
+    evaluate_metrics: tuple[str, ...] = result_neutral(("fd",))  # the first says what is best
+    evaluate_protocol: str = result_neutral("embedded")
+    alarm: Literal["off", "warn", "stop"] = result_neutral(
+        "warn"
+    )  # when the discriminator stands still, or samples are all alike
+    shard: bool = result_neutral(
+        False
+    )  # of several processes each holds a part of the weights (FSDP2); the same up to rounding
 
 
 class FeatureNet(Recipe, kind="features"):
@@ -226,6 +236,7 @@ class OneStep(Generator, kind="one-step"):
     loader: ClassVar[str] = "pagoda_bench.pagoda.generate:one_step"
     of: Distill | Grow
     ema: float | None = None  # the decay of one of its averages; by default `train.ema`
+    best: str | None = None  # SHA-256 of its model-best.safetensors: which weights these are, `of` alone does not say
 
     @property
     def resolution(self) -> int:
