@@ -73,12 +73,11 @@ def accumulate(terms: Sequence[Term], parameters: Sequence[nn.Parameter], at: nn
     sharded = sharding.any_sharded(parameters)
     first: Tensor | None = None
     for i, (term, at_image) in enumerate(zip(terms, at_images, strict=True)):
+        keep = i + 1 < len(terms)
         if sharded:
-            own = _gradients_of_parts(term.image, at_image, parameters, i + 1 < len(terms))
+            own = _gradients_of_parts(term.image, at_image, parameters, keep)
         else:
-            own = torch.autograd.grad(
-                term.image, list(parameters), at_image, retain_graph=i + 1 < len(terms), allow_unused=True
-            )
+            own = torch.autograd.grad(term.image, list(parameters), at_image, retain_graph=keep, allow_unused=True)
         at_layer = own[where]
         assert at_layer is not None
         at_layer = (sharding.whole(at_layer) if sharded else parallel.mean(at_layer)) / scale

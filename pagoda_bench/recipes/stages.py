@@ -58,12 +58,8 @@ class TrainConfig(Config):
     evaluate_n: int = result_neutral(1000)  # images in each
     evaluate_metrics: tuple[str, ...] = result_neutral(("fd",))  # the first says what is best
     evaluate_protocol: str = result_neutral("embedded")
-    alarm: Literal["off", "warn", "stop"] = result_neutral(
-        "warn"
-    )  # when the discriminator stands still, or samples are all alike
-    shard: bool = result_neutral(
-        False
-    )  # of several processes each holds a part of the weights (FSDP2); the same up to rounding
+    alarm: Literal["off", "warn", "stop"] = result_neutral("warn")  # discriminator stands still, or samples are all alike
+    shard: bool = result_neutral(False)  # each process holds a part of the weights (FSDP2); the same up to rounding
 
 
 class FeatureNet(Recipe, kind="features"):

@@ -41,8 +41,8 @@ def averaged(net: nn.Module, ema: EMA) -> Iterator[None]:
 
 
 def save_averages(net: nn.Module, emas: Mapping[str, EMA], ctx: Any) -> None:
-    """`model.safetensors` of the first average and `model-<decay>.safetensors` of each further one, as float16. After a training
-    with milestones also `model-best.safetensors`, the first average at the best of them; its SHA-256 joins the record of it.
+    """`model.safetensors` of the first average and `model-<decay>.safetensors` of each further one, as float16. After a
+    training with milestones also `model-best.safetensors`, the first average at the best of them; its SHA-256 is recorded.
     """
     for name, ema in emas.items():
         _, _, decay = name.partition(":")

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from pagoda_bench.data import Dataset
+from pagoda_bench.errors import UserError
+from pagoda_bench.metrics.computations import least
 from pagoda_bench.metrics.evaluate import evaluate
 from pagoda_bench.metrics.extractors import load_extractor
 from pagoda_bench.metrics.extractors.base import Extractor
@@ -72,6 +74,9 @@ class Evaluation:
         self.metrics, self.protocol, self.n = config.evaluate_metrics, config.evaluate_protocol, config.evaluate_n
         self.draw, self.classes, self.cache = draw, len(data.classes), work / "evaluation"
         chosen = measures(self.protocol, self.metrics)
+        needed = max(least(m.metric, m.line.least, m.settings) for m in chosen)
+        if self.n < needed:
+            raise UserError(f"train.evaluate_n: {self.n} images are too few for {', '.join(self.metrics)}: at least {needed}")
         self.lower = chosen[0].line.better == "lower"
         self.reference = Validation(of, data, resolution, self.n)
         self.device = str(parallel.compute_device())

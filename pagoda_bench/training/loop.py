@@ -103,9 +103,9 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
 
     The work of the first step is counted by PyTorch's operator counter (forward and backward, multiply and add counted
     apart), that of all processes together; `total(flops_of_a_step)` may set the number of steps from it. Records
-    `training_flops`, `steps`, `curve`, `skipped`, `evaluations`, `best` and `alarms`, and leaves `log.csv` (and `grids/`) in the
-    payload. Raises `UserError` when losses are not finite for more than `config.skips` steps in a row, and at an alarm where the
-    recipe says so, with the last good checkpoint kept.
+    `training_flops`, `steps`, `curve`, `skipped`, `evaluations`, `best` and `alarms`, and leaves `log.csv` (and `grids/`) in
+    the payload. Raises `UserError` when losses are not finite for more than `config.skips` steps in a row, and at an alarm
+    where the recipe says so, with the last good checkpoint kept.
     """
     kind = next((p.device.type for net in task.nets.values() for p in net.parameters()), "cpu")
     counts = _resume(ctx.work, task)
