@@ -20,6 +20,7 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.frechet import frechet_from_features
 from pagoda_bench.nets.features import load_features, load_half
 from pagoda_bench.pagoda import distill, pairs, teacher
+from pagoda_bench.pagoda.diversity import Diversity, chosen
 from pagoda_bench.pagoda.generate import one_step as load_one_step
 from pagoda_bench.pagoda.losses import discriminator_loss
 from pagoda_bench.recipes.data import EmbeddedData
@@ -316,7 +317,7 @@ def test_an_alarm_is_one_line_and_recorded(tmp_path: Path, capsys: pytest.Captur
     train(watched([2.0] * config.steps, ALIKE / 2), config, 0, ctx)
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("pagoda-bench: alarm at step 54: samples of a class are 0.050 times as far apart")
+    assert lines[0].startswith("pagoda-bench: alarm at step 54: samples of a class are 0.100 times as far apart")
     assert ctx.facts["alarms"] == [{"step": 54, "sign": "diversity"}, {"step": LEAST - 1, "sign": "d=2"}]
     ctx = context(tmp_path / "b")
     train(watched([1.5] * config.steps, 0.9), config, 0, ctx)
@@ -337,3 +338,51 @@ def test_an_alarm_can_stop_and_be_overruled(tmp_path: Path, monkeypatch: pytest.
     ctx = context(tmp_path)
     train(watched([0.0] * config.steps, 1.0), config.model_copy(update={"alarm": "warn"}), 0, ctx)
     assert ctx.facts["alarms"] == [{"step": LEAST - 1, "sign": "d=0"}]
+
+
+class Labelled:
+    """A finite set of which the classes have 3, 1 and 20 images."""
+
+    classes = ("a", "b", "c")
+    every = np.array([2, 0, 2, 1, 0, 0, *[2] * 18])
+
+    def size(self, split: str) -> int:
+        return len(self.every)
+
+    def labels(self, indices: np.ndarray, split: str) -> np.ndarray:
+        return self.every[indices]
+
+
+def test_diversity_takes_classes_that_have_two_images() -> None:
+    indices, labels = chosen(Labelled())  # type: ignore[arg-type]
+    assert labels.tolist() == [0, 0, 0, *[2] * 8]
+    assert indices.tolist() == [1, 4, 5, 0, 2, 6, 7, 8, 9, 10, 11]
+    few = Labelled()
+    few.every = np.array([0, 1, 2])
+    assert not len(chosen(few)[0])  # type: ignore[arg-type]
+    endless, labels = chosen(open_dataset(DATA))
+    assert sorted(np.bincount(labels).tolist()) == [8] * 8
+    np.testing.assert_array_equal(open_dataset(DATA).labels(endless, "train"), labels)
+
+
+class Plain:
+    """A look whose one map is the image."""
+
+    def maps(self, image: torch.Tensor, draws: None) -> list[torch.Tensor]:
+        return [image]
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_diversity_is_that_of_the_samples_beside_the_images(scale: float) -> None:
+    """Samples are the real images, nearer to the mean of their class: in a map that is linear by as much."""
+    data = open_dataset(DATA)
+    indices, labels = chosen(data)
+    real = data.images(indices, 8, "train").astype(np.float64)
+    centre = np.stack([real[labels == label].mean(0) for label in labels])
+
+    def draw(numbers: np.ndarray, its: np.ndarray) -> np.ndarray:
+        np.testing.assert_array_equal(its, labels)
+        return (centre + scale * (real - centre)).round().astype(np.uint8)
+
+    found = Diversity(draw, Plain(), data, torch.nn.Linear(1, 1), 8)()  # type: ignore[arg-type]
+    assert found == pytest.approx(scale, abs=0.01)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +186,26 @@ def test_tensorboard_has_what_the_csv_has(tmp_path: Path, monkeypatch: pytest.Mo
     found = events.EventAccumulator(str(folder)).Reload().Scalars("loss")
     rows = read(tmp_path / "out" / "log.csv")
     np.testing.assert_allclose([e.value for e in found], [float(row["loss"]) for row in rows], rtol=1e-4)
+
+
+def test_tensorboard_has_the_grids_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard")
+    monkeypatch.setenv("PAGODA_BENCH_TENSORBOARD", str(tmp_path / "events"))
+    t = task()
+    t.samples = lambda: np.full((3, 4, 4, 3), 200, np.uint8)
+    train(t, TrainConfig(steps=4, grids=2), 0, context(tmp_path))
+    (folder,) = (tmp_path / "events").iterdir()
+    found = events.EventAccumulator(str(folder)).Reload().Images("samples")
+    assert [e.step for e in found] == [1, 3]
+    assert np.asarray(Image.open(io.BytesIO(found[0].encoded_image_string))).shape == (4, 32, 3)
+
+
+def test_tensorboard_that_is_asked_for_and_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    train(task(), TrainConfig(steps=1), 0, context(tmp_path / "a"))  # not asked for, not needed
+    monkeypatch.setenv("PAGODA_BENCH_TENSORBOARD", str(tmp_path / "events"))
+    with pytest.raises(UserError, match="tensorboard is not installed: pip install tensorboard, or unset it"):
+        train(task(), TrainConfig(steps=1), 0, context(tmp_path / "b"))
 
 
 def test_grids_show_samples_at_milestones(tmp_path: Path) -> None:

@@ -10,26 +10,25 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pagoda_bench.data import Dataset, open_dataset
+from pagoda_bench.data import open_dataset
 from pagoda_bench.diffusion.edm import SIGMA_MAX
-from pagoda_bench.nets.features import from_network, load_features, to_network
+from pagoda_bench.nets.features import from_network, load_features
 from pagoda_bench.nets.unet import UNet
+from pagoda_bench.pagoda.diversity import Diversity
 from pagoda_bench.pagoda.looks import EmbeddedLook, Look, ProjectedLook, build_eyes, judge_of
 from pagoda_bench.pagoda.sources import Source, source_of
 from pagoda_bench.pagoda.steps import Generate, Step
 from pagoda_bench.recipes.stages import Distill, Grow
-from pagoda_bench.sampling.generators import ByClass
 from pagoda_bench.sampling.noise import noise
 from pagoda_bench.training import parallel
-from pagoda_bench.training.alarm import PINS, alike
+from pagoda_bench.training.alarm import PINS
 from pagoda_bench.training.averages import averaged, averages, save_averages
-from pagoda_bench.training.evaluation import Draw, Evaluation
+from pagoda_bench.training.evaluation import Evaluation
 from pagoda_bench.training.loop import EMA, Task, train
 from pagoda_bench.training.sharding import shard
 from pagoda_bench.training.updates import LossScale, optimizer
 
-SHOWN = 64  # samples in a grid, and for their diversity
-ALIKE_CLASSES = 8  # among which the latter are
+SHOWN = 64  # samples in a grid
 
 
 def fit(
@@ -74,7 +73,9 @@ def fit(
 
     numbers = np.arange(SHOWN)
     task = Task(step, nets, optimizers, emas, scale=scale, samples=lambda: draw(numbers, numbers % len(data.classes)))
-    task.diversity = lambda: _diversity(draw, look, data, net)
+    if config.alarm != "off" and (config.grids or config.evaluate):
+        diversity = Diversity(draw, look, data, net, recipe.net.output_resolution)
+        task.diversity = diversity if len(diversity.labels) else None
     task.watched = {"d" if name == "discriminator" else "d_rec": PINS[loss.gan] for name in judges}
     if config.evaluate:
         of, size = recipe.pairs.teacher.data, recipe.net.output_resolution
@@ -95,17 +96,3 @@ def _samples(
     z = (torch.from_numpy(noise(indices, (3, r, r))) * SIGMA_MAX).to(at)
     with averaged(net, ema):
         return from_network(generate(z, torch.from_numpy(labels).to(at)).cpu())
-
-
-@torch.no_grad()
-def _diversity(draw: Draw, look: Look, data: Dataset, net: UNet) -> float:
-    """Of samples of a few classes beside real images of these, in the means of what the discriminator looks at."""
-    at, numbers = next(net.parameters()).device, np.arange(SHOWN)
-    labels = numbers % min(ALIKE_CLASSES, len(data.classes))
-    real = ByClass(data, "train").indices(labels, numbers // min(ALIKE_CLASSES, len(data.classes)), "near")
-
-    def seen(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        maps = look.maps(to_network(images).to(at), None)
-        return torch.cat([m.float().mean((2, 3)) for m in maps], 1).cpu().numpy()
-
-    return alike(seen(draw(numbers, labels)), seen(data.images(real, net.config.output_resolution, "train")), labels)

@@ -22,7 +22,7 @@ PINS: dict[str, dict[float, str]] = {
 """Values of a discriminator's loss at which it teaches nothing, by loss."""
 NEAR = 0.02  # of a pin
 LEAST, MOST, SHARE = 100, 2000, 0.05  # steps in a row: a share of the training, within these
-ALIKE = 0.1  # diversity below which samples count as all alike
+ALIKE = 0.2  # diversity below which samples count as all alike; 0.97 was measured of trained generators, 0.71 where they start
 
 
 class Alarm:

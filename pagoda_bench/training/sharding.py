@@ -34,7 +34,9 @@ def shard(net: UNet, asked: bool) -> None:
     mesh = init_device_mesh(parallel.compute_device().type, (parallel.world(),))
     for block in [*net.input_blocks, net.middle_block, *net.output_blocks]:
         fully_shard(block, mesh=mesh)
-    fully_shard(net, mesh=mesh)  # embeddings and head
+    # Embeddings and head. By default the outermost part stays whole after a forward pass, until a backward pass comes; where
+    # none comes, as when samples are drawn with averaged weights, the next step would compute with what was left there.
+    fully_shard(net, mesh=mesh, reshard_after_forward=True)
     for name in ("trunk", "finish"):  # the ways into the network beside `forward`
         register_fsdp_forward_method(net, name)
 
