@@ -23,10 +23,11 @@ TRAIN = TrainConfig(
 )
 # Two adaptive terms on one image, so that its graph is walked through twice.
 BASE = Distill(pairs=PAIRS, features=FEATURES, train=TRAIN, loss=LossConfig(adversarial_rec=0.5, updates="joint"))
+# In several passes only the teacher's batch is divided: parts of other sizes are other batches for batch norms.
 GROWN = Grow(
     base=BASE,
     width=1,
-    train=TRAIN.model_copy(update={"steps": 2, "evaluate": 0, "accumulate": 2}),
+    train=TRAIN.model_copy(update={"steps": 2, "evaluate": 0}),
     loss=LossConfig(adaptive=False, discriminator_width=8),
 )
 FIRST = TEACHER.model_copy(update={"train": TRAIN.model_copy(update={"steps": 2, "evaluate": 0, "accumulate": 2})})

@@ -36,7 +36,7 @@ def script() -> str:
 
 
 def test_every_average_is_scored_by_the_lines_of_the_docs(tmp_path: Path) -> None:
-    recipe = BASE.model_copy(update={"train": SHORT.model_copy(update={"emas": (0.2, 0.9)})})
+    recipe = BASE.model_copy(update={"train": SHORT.model_copy(update={"emas": (0.2, 0.3)})})
     store = Store(tmp_path / "store")
     run_plan(Plan([recipe, Reference(data=DATA, features=FEATURES, resolution=8, n=10)], store))
     made, features = store.find(recipe), store.find(FEATURES)
@@ -47,7 +47,7 @@ def test_every_average_is_scored_by_the_lines_of_the_docs(tmp_path: Path) -> Non
         [sys.executable, "generator.py", str(made.path)], cwd=tmp_path, check=True, capture_output=True, text=True
     )
     files = done.stdout.split()
-    assert files == ["ema-0.999.json", "ema-0.2.json", "ema-0.9.json"]
+    assert files == ["ema-0.999.json", "ema-0.2.json", "ema-0.3.json"]
     numbers = np.arange(N)
     real = open_dataset(DATA).images(numbers, 8, "val")
     np.savez(tmp_path / "real.npz", arr_0=real)
@@ -62,7 +62,7 @@ def test_every_average_is_scored_by_the_lines_of_the_docs(tmp_path: Path) -> Non
     # Each by hand: the network of that file, its images on the same noise, their distance.
     model = FeatureModel.load(weights, 10, FEATURES.width, FEATURES.resolution)
     seen = model.features(real)[0]
-    for file, name in zip(files, ("model", "model-0.2", "model-0.9"), strict=True):
+    for file, name in zip(files, ("model", "model-0.2", "model-0.3"), strict=True):
         net = UNet(recipe.net)
         net.load_state_dict(load_half(made.path / f"{name}.safetensors"))
         z = torch.from_numpy(noise(FIRST + numbers, (3, 8, 8))) * 80.0
@@ -73,5 +73,5 @@ def test_every_average_is_scored_by_the_lines_of_the_docs(tmp_path: Path) -> Non
 
     (tmp_path / "other.json").write_text((tmp_path / files[0]).read_text().replace("0.999}", "0.5}"))
     assert json.loads((tmp_path / "other.json").read_text())["ema"] == 0.5
-    with pytest.raises(UserError, match=r"keeps the averages 0.999, 0.2, 0.9, not 0.5: choose one of them"):
+    with pytest.raises(UserError, match=r"keeps the averages 0.999, 0.2, 0.3, not 0.5: choose one of them"):
         command("evaluate", tmp_path / "other.json", *options, "--weights", f"embedded={weights}")

@@ -92,5 +92,6 @@ def test_alone_nothing_is_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not sharding.any_sharded(net.parameters())
     value = torch.ones(2)
     assert sharding.part(value, torch.zeros(2)) is value
-    assert sharding.whole({"a": [value, 3]}) == {"a": [value, 3]}
+    assert sharding.whole(value) is value
+    assert sharding.collected({"a": [value, 3]}) == {"a": [value, 3]}
     assert shard_train.TRAIN.shard

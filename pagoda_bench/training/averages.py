@@ -14,7 +14,7 @@ from torch import nn
 from pagoda_bench.artifacts.digests import sha256
 from pagoda_bench.nets.features import save_half
 from pagoda_bench.recipes.stages import TrainConfig
-from pagoda_bench.training import checkpoints
+from pagoda_bench.training import checkpoints, parallel
 from pagoda_bench.training.loop import EMA
 
 BEST = "model-best.safetensors"
@@ -48,7 +48,7 @@ def save_averages(net: nn.Module, emas: Mapping[str, EMA], ctx: Any) -> None:
         _, _, decay = name.partition(":")
         state = {k: v.cpu() for k, v in ema.state(net).items()}
         save_half(state, ctx.out / (f"model-{decay}.safetensors" if decay else "model.safetensors"))
-    if best := ctx.facts.get("best"):
+    if (best := ctx.facts.get("best")) and parallel.rank() == 0:
         _save_best(next(iter(emas)), best, ctx)
 
 

@@ -49,14 +49,21 @@ def any_sharded(values: Iterable[object]) -> bool:
     return any(is_sharded(value) for value in values)
 
 
-def whole(value: Any) -> Any:
-    """`value` with every sharded tensor in it made whole, in dicts and lists too. All processes must ask for it."""
+def whole(value: Tensor) -> Tensor:
+    """A sharded tensor made whole, in every process, all of which must ask for it; another one as it is."""
+    return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
+
+
+def collected(value: Any) -> Any:
+    """As `whole`, in the memory of the host and in the first process alone, one tensor after the other; the others have None in
+    the place of each."""
     if is_sharded(value):
-        return value.full_tensor()
+        tensor = value.full_tensor()
+        return tensor.cpu() if parallel.rank() == 0 else None
     if isinstance(value, dict):
-        return {k: whole(v) for k, v in value.items()}
+        return {k: collected(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [whole(v) for v in value]
+        return [collected(v) for v in value]
     return value
 
 
