@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -32,8 +32,15 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
-def together(module: str, arguments: Sequence[str], folder: Path, world: int, seconds: float = 500.0) -> None:
-    """Runs `python -m module *arguments` once for each rank, under RANK and WORLD_SIZE, and waits for all.
+def together(
+    module: str,
+    arguments: Sequence[str],
+    folder: Path,
+    world: int,
+    variables: Mapping[str, str] | None = None,
+    seconds: float = 500.0,
+) -> None:
+    """Runs `python -m module *arguments` once for each rank, under RANK, WORLD_SIZE and `variables`, and waits for all.
 
     A rank whose partner is gone may wait for it for minutes: when one fails, the others are ended. Output goes to files below
     `folder`, so that no pipe can fill up. AssertionError, with the end of all output, when a rank fails or takes too long.
@@ -51,6 +58,7 @@ def together(module: str, arguments: Sequence[str], folder: Path, world: int, se
                     "WORLD_SIZE": str(world),
                     "LOCAL_RANK": str(rank),
                     "MASTER_ADDR": "127.0.0.1",
+                    **(variables or {}),
                 }
                 command = [sys.executable, "-m", module, *arguments]
                 out = stack.enter_context(log.open("wb"))

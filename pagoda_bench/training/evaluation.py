@@ -104,11 +104,13 @@ class Evaluation:
         return parallel.from_first(found)
 
     def images(self) -> NDArray[np.uint8]:
-        """uint8 (n, R, R, 3), in every process; which process drew an image does not change it."""
+        """uint8 (n, R, R, 3) in the first process, none in the others; which of them drew an image does not change it."""
         world, parts = parallel.world(), []
         for start in range(0, self.n, BATCH * world):
             own = start + parallel.rank() * BATCH + np.arange(BATCH, dtype=np.int64)
             drawn = self.draw(FIRST + own, own % self.classes)
-            parts += [p.cpu().numpy() for p in parallel.gathered(torch.from_numpy(drawn))]
-        found: NDArray[Any] = np.concatenate(parts)[: self.n]
+            everyone = parallel.gathered(torch.from_numpy(drawn))
+            if parallel.rank() == 0:
+                parts += [part.cpu().numpy() for part in everyone]
+        found: NDArray[Any] = np.concatenate(parts)[: self.n] if parts else drawn[:0]
         return found
