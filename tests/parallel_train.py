@@ -56,4 +56,4 @@ def main(folder: Path, out: Path, ports: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]), Path(sys.argv[2] + os.environ["RANK"]), sys.argv[3:])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +16,7 @@ from pagoda_bench.nets.features import load_half
 from pagoda_bench.pagoda import pairs
 from pagoda_bench.training import parallel
 from tests.test_steps import PAIRS, inputs
-
-ROOT = Path(__file__).parent.parent
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def start(folder: Path, out: Path, rank: int, world: int, ports: list[int]) -> subprocess.Popen[bytes]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1",
-    }
-    command = [sys.executable, "-m", "tests.parallel_train", str(folder), str(out), *map(str, ports)]
-    return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE)
+from tests.together import free_ports, together
 
 
 @pytest.mark.slow
@@ -51,11 +28,10 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     (tmp_path / "inputs.json").write_text(json.dumps({k: str(v) for k, v in everything.items()}))
     facts: dict[str, list[dict[str, Any]]] = {}
     for name, world in (("one", 1), ("two", 2)):
-        ports = [free_port() for _ in range(3)]
-        processes = [start(tmp_path, tmp_path / f"{name}{rank}", rank, world, ports) for rank in range(world)]
-        for process in processes:
-            _, said = process.communicate(timeout=600)
-            assert process.returncode == 0, said.decode()
+        ports = free_ports(3) if world > 1 else [0, 0, 0]
+        together(
+            "tests.parallel_train", [str(tmp_path), str(tmp_path / name), *map(str, ports)], tmp_path / f"{name}-logs", world
+        )
         facts[name] = [json.loads((tmp_path / f"{name}{rank}" / "facts.json").read_text()) for rank in range(world)]
     (one,), (first, second) = facts["one"], facts["two"]
     for stage in ("distill", "teacher"):
@@ -94,3 +70,11 @@ def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
         parallel.compute_device()
     monkeypatch.delenv("PAGODA_BENCH_DEVICE")
     assert parallel.compute_device() == torch.device("cpu")
+
+
+def test_a_rank_that_fails_ends_the_others(tmp_path: Path) -> None:
+    """Otherwise a test would wait for minutes, and leave processes behind."""
+    begun = time.monotonic()
+    with pytest.raises(AssertionError, match=r"(?s)rank 0 \(3\).*rank 1 \(None\)"):
+        together("tests.together_toy", [], tmp_path, 2)
+    assert time.monotonic() - begun < 60

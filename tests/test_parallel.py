@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_chain import PAIRS
+from together import free_ports, together
 from toy_parallel import ToyMean, ToyShards
 from toy_site import toy_environment
 from toy_stages import Toy, interrupt
@@ -81,17 +78,10 @@ def test_two_processes_make_one_artifact(tmp_path: Path) -> None:
     """Two ranks that torchrun's variables describe; gloo, and one payload."""
     path = written(ToyMean(), tmp_path)
     store = tmp_path / "store"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "pagoda_bench.cli.main", "run-stage", str(path), "--store", str(store)]
-    ranks = []
-    for rank in range(2):
-        said = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, **toy_environment(tmp_path), **said}
-        ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    said_by = [process.communicate(timeout=300) for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], said_by
+    variables = {**toy_environment(tmp_path), "MASTER_PORT": str(free_ports(1)[0])}
+    together(
+        "pagoda_bench.cli.main", ["run-stage", str(path), "--store", str(store)], tmp_path / "logs", 2, variables, seconds=300
+    )
     artifact = Store(store).find(ToyMean())
     assert artifact is not None
     assert (artifact.path / "mean.txt").read_text() == "2 [0.5, 1.0]"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import nn
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.stages import TrainConfig
 from pagoda_bench.training import checkpoints, loop
-from pagoda_bench.training.logs import grid, milestones, read
+from pagoda_bench.training.logs import milestones, read, save_picture, sheet
 from pagoda_bench.training.loop import Task, train
 from pagoda_bench.training.updates import LossScale, apply
 from tests.test_training import Stop, context, task, weights
@@ -186,6 +188,26 @@ def test_tensorboard_has_what_the_csv_has(tmp_path: Path, monkeypatch: pytest.Mo
     np.testing.assert_allclose([e.value for e in found], [float(row["loss"]) for row in rows], rtol=1e-4)
 
 
+def test_tensorboard_has_the_grids_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard")
+    monkeypatch.setenv("PAGODA_BENCH_TENSORBOARD", str(tmp_path / "events"))
+    t = task()
+    t.samples = lambda: np.full((3, 4, 4, 3), 200, np.uint8)
+    train(t, TrainConfig(steps=4, grids=2), 0, context(tmp_path))
+    (folder,) = (tmp_path / "events").iterdir()
+    found = events.EventAccumulator(str(folder)).Reload().Images("samples")
+    assert [e.step for e in found] == [1, 3]
+    assert np.asarray(Image.open(io.BytesIO(found[0].encoded_image_string))).shape == (4, 32, 3)
+
+
+def test_tensorboard_that_is_asked_for_and_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    train(task(), TrainConfig(steps=1), 0, context(tmp_path / "a"))  # not asked for, not needed
+    monkeypatch.setenv("PAGODA_BENCH_TENSORBOARD", str(tmp_path / "events"))
+    with pytest.raises(UserError, match="tensorboard is not installed: pip install tensorboard, or unset it"):
+        train(task(), TrainConfig(steps=1), 0, context(tmp_path / "b"))
+
+
 def test_grids_show_samples_at_milestones(tmp_path: Path) -> None:
     t = task()
     pictures = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
@@ -202,5 +224,5 @@ def test_grids_show_samples_at_milestones(tmp_path: Path) -> None:
 
 def test_a_grid_is_row_by_row(tmp_path: Path) -> None:
     pictures = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
-    grid(pictures, tmp_path / "g.png", columns=3)
+    save_picture(sheet(pictures, columns=3), tmp_path / "g.png")
     assert np.asarray(Image.open(tmp_path / "g.png"))[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 5]]

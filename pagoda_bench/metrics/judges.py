@@ -15,7 +15,8 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.extractors import Extractor, load_extractor
 from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import load_features
-from pagoda_bench.recipes.stages import FeatureNet, Features, Pretrained
+from pagoda_bench.recipes.features import Features, Pretrained
+from pagoda_bench.recipes.stages import FeatureNet
 
 TINY = 1e-30  # below the smallest probability that matters; log(0) would be -inf
 

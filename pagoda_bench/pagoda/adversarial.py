@@ -15,14 +15,18 @@ from pagoda_bench.diffusion.edm import SIGMA_MAX
 from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import from_network, load_features
 from pagoda_bench.nets.unet import UNet
+from pagoda_bench.pagoda.diversity import Diversity
 from pagoda_bench.pagoda.looks import EmbeddedLook, Look, ProjectedLook, build_eyes, judge_of
 from pagoda_bench.pagoda.sources import Source, source_of
 from pagoda_bench.pagoda.steps import Generate, Step
 from pagoda_bench.recipes.stages import Distill, FeatureNet, Grow
 from pagoda_bench.sampling.noise import noise
 from pagoda_bench.training import parallel
-from pagoda_bench.training.averages import averages, save_averages
+from pagoda_bench.training.alarm import PINS
+from pagoda_bench.training.averages import averaged, averages, save_averages
+from pagoda_bench.training.evaluation import Evaluation
 from pagoda_bench.training.loop import EMA, Task, train
+from pagoda_bench.training.sharding import shard
 from pagoda_bench.training.updates import LossScale, optimizer
 
 SHOWN = 64  # samples in a grid
@@ -51,6 +55,7 @@ def fit(
         judges["reconstructions"] = judge_of(loss, features, len(data.classes), recipe.seed + 1)
     judges = {k: parallel.synced(j).to(device).to(memory_format=torch.channels_last) for k, j in judges.items()}
     net.to(device)
+    shard(net, config.shard)
     mine = [p for p in net.parameters() if p.requires_grad]
     optimizers = {"generator": optimizer(mine, config)}
     for name, judge in judges.items():
@@ -64,26 +69,33 @@ def fit(
     nets: dict[str, nn.Module] = {"generator": net, **judges}
     if (stored := look.stored()) is not None:
         nets["projections"] = stored
-    task = Task(step, nets, optimizers, emas, scale=scale, samples=lambda: _samples(net, emas["generator"], generate))
+    ema = emas["generator"]
+
+    def draw(indices: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return _samples(net, ema, generate, indices, labels)
+
+    numbers = np.arange(SHOWN)
+    task = Task(step, nets, optimizers, emas, scale=scale, samples=lambda: draw(numbers, numbers % len(data.classes)))
+    if config.alarm != "off" and (config.grids or config.evaluate):
+        diversity = Diversity(draw, look, data, net, recipe.net.output_resolution)
+        task.diversity = diversity if len(diversity.labels) else None
+    task.watched = {"d" if name == "discriminator" else "d_rec": PINS[loss.gan] for name in judges}
+    if config.evaluate:
+        of, size = recipe.pairs.teacher.data, recipe.net.output_resolution
+        task.evaluation = Evaluation(config, of, data, size, draw, ctx.work, {"embedded": ctx.input(recipe.features)})
     train(task, config, recipe.seed, ctx)
     if before:
         ctx.record(training_flops=ctx.facts["training_flops"] + before * parallel.world())
-    save_averages(net, emas, ctx.out)
+    save_averages(net, emas, ctx)
     total_parameters = sum(p.numel() for p in net.parameters())
     ctx.record(parameters=total_parameters, trainable=sum(p.numel() for p in mine), device=str(device))
 
 
-@torch.no_grad()
-def _samples(net: UNet, ema: EMA, generate: Generate) -> NDArray[np.uint8]:
-    """What the averaged generator makes of the first latents, one class after the other. The live weights come back."""
-    at = next(net.parameters()).device
-    indices, r = np.arange(SHOWN), net.config.resolution
+def _samples(
+    net: UNet, ema: EMA, generate: Generate, indices: NDArray[np.int64], labels: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """What the averaged generator makes of the latents of these indices."""
+    at, r = next(net.parameters()).device, net.config.resolution
     z = (torch.from_numpy(noise(indices, (3, r, r))) * SIGMA_MAX).to(at)
-    live = {k: p.detach().clone() for k, p in net.named_parameters() if k in ema.average}
-    parameters = dict(net.named_parameters())
-    for k, v in ema.average.items():
-        parameters[k].copy_(v)
-    images = from_network(generate(z, torch.from_numpy(indices % net.config.classes).to(at)).cpu())
-    for k, v in live.items():
-        parameters[k].copy_(v)
-    return images
+    with averaged(net, ema):
+        return from_network(generate(z, torch.from_numpy(labels).to(at)).cpu())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pagoda_bench.artifacts.digests import sha256
 from pagoda_bench.diffusion import edm, solvers
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.device import compute_device
@@ -20,6 +22,7 @@ from pagoda_bench.recipes.stages import EDM as EDMRecipe
 from pagoda_bench.recipes.stages import Distill, Grow, Heun, OneStep
 from pagoda_bench.sampling.counting import count_evaluations
 from pagoda_bench.sampling.noise import noise
+from pagoda_bench.training.averages import BEST
 
 SEED = 0
 """Of the sampling noise: every system at every resolution of the same base sees the same latents, index by index."""
@@ -45,7 +48,8 @@ class NoiseSampler:
 
 
 def one_step(config: OneStep, ctx: Any) -> NoiseSampler:
-    net = load(config.of, ctx, config.ema).to(compute_device())
+    net = load(config.of, ctx, config.ema) if config.best is None else load_best(config.of, ctx, config.best)
+    net = net.to(compute_device())
     return NoiseSampler(net, lambda z, labels: edm.one_step(net, z, labels))
 
 
@@ -67,5 +71,21 @@ def load(recipe: EDMRecipe | Distill | Grow, ctx: Any, ema: float | None = None)
     if not path.is_file():
         kept = ", ".join(map(str, (recipe.train.ema, *recipe.train.emas)))
         raise UserError(f"{recipe.kind}/{recipe.key} keeps the averages {kept}, not {ema}: choose one of them")
+    return _ready(net, path)
+
+
+def load_best(recipe: EDMRecipe | Distill | Grow, ctx: Any, digest: str) -> UNet:
+    """The averaged network at the best milestone of a training that had such. Milestones are not part of a recipe, so `digest`,
+    the file's SHA-256, says which weights are meant; `UserError` when they are not these."""
+    path = ctx.input(recipe) / BEST
+    if not path.is_file() or sha256(path) != digest:
+        what = "keeps no best weights (train.evaluate was 0)" if not path.is_file() else "keeps other best weights"
+        raise UserError(
+            f"{recipe.kind}/{recipe.key} {what}, not those of SHA-256 {digest[:12]}: take best.sha256 of its provenance.json"
+        )
+    return _ready(UNet(recipe.net), path)
+
+
+def _ready(net: UNet, path: Path) -> UNet:
     load_file_whole(net, path)
     return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pagoda_bench.nets.discriminator import hinge_discriminator
-from pagoda_bench.training import parallel
+from pagoda_bench.training import parallel, sharding
 
 EPS = 1e-10  # as in the official code
 TINY = 1e-20  # keeps the square root differentiable where rectified maps are all zero
@@ -70,12 +70,17 @@ def accumulate(terms: Sequence[Term], parameters: Sequence[nn.Parameter], at: nn
         torch.autograd.backward([term.image for term in terms], [f * g for f, g in zip(factors, at_images, strict=True)])
         return factors
     where = next(i for i, p in enumerate(parameters) if p is at)
+    sharded = sharding.any_sharded(parameters)
     first: Tensor | None = None
     for i, (term, at_image) in enumerate(zip(terms, at_images, strict=True)):
-        own = torch.autograd.grad(term.image, list(parameters), at_image, retain_graph=i + 1 < len(terms), allow_unused=True)
+        keep = i + 1 < len(terms)
+        if sharded:
+            own = _gradients_of_parts(term.image, at_image, parameters, keep)
+        else:
+            own = torch.autograd.grad(term.image, list(parameters), at_image, retain_graph=keep, allow_unused=True)
         at_layer = own[where]
         assert at_layer is not None
-        at_layer = parallel.mean(at_layer) / scale
+        at_layer = (sharding.whole(at_layer) if sharded else parallel.mean(at_layer)) / scale
         first = at_layer if first is None else first
         if term.adaptive:
             factors[i] = term.weight * float(adaptive_weight(first, at_layer))
@@ -84,6 +89,21 @@ def accumulate(terms: Sequence[Term], parameters: Sequence[nn.Parameter], at: nn
                 gradient = gradient * factors[i]
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     return factors
+
+
+def _gradients_of_parts(
+    image: Tensor, at_image: Tensor, parameters: Sequence[nn.Parameter], keep: bool
+) -> tuple[Tensor | None, ...]:
+    """`autograd.grad` for sharded parameters, means over processes: the graph knows only the whole ones, so they come by way of
+    `.grad`, whose content before is put back."""
+    before = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    torch.autograd.backward([image], [at_image], retain_graph=keep)
+    own = tuple(p.grad for p in parameters)
+    for p, gradient in zip(parameters, before, strict=True):
+        p.grad = gradient
+    return own
 
 
 def generator_loss(fake: Tensor, gan: str) -> Tensor:

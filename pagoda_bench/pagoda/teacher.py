@@ -7,20 +7,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pagoda_bench.artifacts.provenance import FLOPS, UPSTREAM_FLOPS
 from pagoda_bench.data import open_dataset
-from pagoda_bench.diffusion.edm import lognormal_sigma, normal_from_uniform, training_loss
+from pagoda_bench.diffusion.edm import SIGMA_MAX, denoise, karras_grid, lognormal_sigma, normal_from_uniform, training_loss
+from pagoda_bench.diffusion.solvers import heun
 from pagoda_bench.nets.device import compute_device
-from pagoda_bench.nets.features import to_network
+from pagoda_bench.nets.features import from_network, to_network
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.stages import EDM, FeatureNet
+from pagoda_bench.sampling.noise import noise
 from pagoda_bench.training import parallel
-from pagoda_bench.training.averages import averages, save_averages
+from pagoda_bench.training.averages import averaged, averages, save_averages
 from pagoda_bench.training.distributed import group
-from pagoda_bench.training.loop import Task, batch_indices, train
+from pagoda_bench.training.evaluation import Evaluation
+from pagoda_bench.training.loop import EMA, Task, batch_indices, train
+from pagoda_bench.training.sharding import shard
 from pagoda_bench.training.updates import LossScale, apply, optimizer
+
+POINTS = 18  # of Heun's method, for samples while it trains
+SHOWN = 64  # samples in a grid
 
 
 def run(recipe: EDM, ctx: Any) -> None:
@@ -34,6 +42,7 @@ def _run(recipe: EDM, ctx: Any) -> None:
     config, device = recipe.train, compute_device()
     data = open_dataset(recipe.data, ctx.data_path)
     net = UNet(recipe.net).to(device).train()
+    shard(net, config.shard)
     adam = optimizer(list(net.parameters()), config)
     emas, scale = averages(net, config, "net"), LossScale(config.precision)
     mirror = data.size("train") is not None  # photographs may be mirrored; the embedded data need no such help
@@ -45,7 +54,7 @@ def _run(recipe: EDM, ctx: Any) -> None:
         # One noise level from every 1/N of the distribution: less variance from batch to batch.
         uniform = ((torch.arange(batch) + torch.rand(batch, dtype=torch.float64)) / batch).clamp(1e-6, 1 - 1e-6)
         sigma = lognormal_sigma(normal_from_uniform(uniform), recipe.p_mean, recipe.p_std).float()
-        noise = torch.randn(batch, 3, recipe.net.output_resolution, recipe.net.output_resolution)
+        eps = torch.randn(batch, 3, recipe.net.output_resolution, recipe.net.output_resolution)
         total = 0.0
         adam.zero_grad(set_to_none=True)
         for part in parallel.parts(batch, config.accumulate):
@@ -53,7 +62,7 @@ def _run(recipe: EDM, ctx: Any) -> None:
             if flips is not None:
                 image = torch.where(flips[part][:, None, None, None], image.flip(3), image)
             labels = torch.from_numpy(data.labels(numbers[part], "train"))
-            x, y, n, s = (t.to(device) for t in (image, labels, noise[part], sigma[part]))
+            x, y, n, s = (t.to(device) for t in (image, labels, eps[part], sigma[part]))
             loss = training_loss(net, x, y, n, s).mean() / config.accumulate
             (scale.value * loss).backward()
             total += float(loss.detach())
@@ -62,10 +71,25 @@ def _run(recipe: EDM, ctx: Any) -> None:
 
     work = recipe.share * upstream_work(recipe.match, ctx) if recipe.match else 0.0
     total = (lambda flops: max(1, round(work / flops))) if recipe.match else None
-    train(Task(step, {"net": net}, {"adam": adam}, emas, scale=scale), config, recipe.seed, ctx, total)
-    save_averages(net, emas, ctx.out)
+    task = Task(step, {"net": net}, {"adam": adam}, emas, scale=scale)
+    task.samples = lambda: _samples(net, emas["net"], np.arange(SHOWN), np.arange(SHOWN) % len(data.classes))
+    if config.evaluate:
+        task.evaluation = Evaluation(
+            config, recipe.data, data, recipe.net.output_resolution, lambda i, y: _samples(net, emas["net"], i, y), ctx.work
+        )
+    train(task, config, recipe.seed, ctx, total)
+    save_averages(net, emas, ctx)
     parameters = sum(p.numel() for p in net.parameters())
     ctx.record(parameters=parameters, device=str(device), **({"matched_flops": work} if work else {}))
+
+
+def _samples(net: UNet, ema: EMA, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """What the averaged model makes of the noise of these indices."""
+    at, r = next(net.parameters()).device, net.config.resolution
+    z = (torch.from_numpy(noise(indices, (3, r, r))) * SIGMA_MAX).to(at)
+    y = torch.from_numpy(labels).to(at)
+    with averaged(net, ema):
+        return from_network(heun(lambda x, sigma: denoise(net, x, sigma, y), z, karras_grid(POINTS)).cpu())
 
 
 def upstream_work(recipe: Recipe, ctx: Any) -> float:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pagoda_bench.recipes.base import Config, Recipe, result_neutral
 from pagoda_bench.recipes.data import DataConfig, Split
+from pagoda_bench.recipes.features import Features
 
 
 class UNetConfig(Config):
@@ -54,23 +55,12 @@ class TrainConfig(Config):
     skips: int = Field(0, ge=0)  # updates in a row that may be skipped because they are not finite
     keep: int = result_neutral(2)  # checkpoints in the work folder
     grids: int = result_neutral(0)  # pictures of samples, evenly over the training
-
-
-class Features(Recipe):
-    """A network that judges images. What trains through its maps needs a `FeatureNet`."""
-
-
-class Pretrained(Features, kind="pretrained"):
-    """A published network, by the SHA-256 of its weights. "inception": the 2015 graph, whose Frechet distance is the FID."""
-
-    runner: ClassVar[str] = "pagoda_bench.metrics.judges:run"
-
-    network: Literal["inception"] = "inception"
-    weights: str = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-
-    @property
-    def title(self) -> str:
-        return f"{self.network} ({self.weights[:8]})"
+    evaluate: int = result_neutral(0)  # measurements of samples, evenly over the training; the best one's weights are kept too
+    evaluate_n: int = result_neutral(1000)  # images in each
+    evaluate_metrics: tuple[str, ...] = result_neutral(("fd",))  # the first says what is best
+    evaluate_protocol: str = result_neutral("embedded")
+    alarm: Literal["off", "warn", "stop"] = result_neutral("warn")  # discriminator stands still, or samples are all alike
+    shard: bool = result_neutral(False)  # each process holds a part of the weights (FSDP2); the same up to rounding
 
 
 class FeatureNet(Features, kind="features"):
@@ -261,6 +251,7 @@ class OneStep(Generator, kind="one-step"):
     loader: ClassVar[str] = "pagoda_bench.pagoda.generate:one_step"
     of: Distill | Grow
     ema: float | None = None  # the decay of one of its averages; by default `train.ema`
+    best: str | None = None  # SHA-256 of its model-best.safetensors: which weights these are, `of` alone does not say
 
     @property
     def resolution(self) -> int:

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.data import DataConfig
-from pagoda_bench.recipes.stages import Features, TrainConfig
+from pagoda_bench.recipes.features import Features
+from pagoda_bench.recipes.stages import TrainConfig
 
 
 class Trained(Recipe):

@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config
 from pagoda_bench.recipes.data import DataConfig, Split
-from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Features, Grow, Pairs, Pretrained, Reference
+from pagoda_bench.recipes.features import Features, Pretrained
+from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, Pairs, Reference
 
 
 class Sampling(Config):

@@ -1,4 +1,4 @@
-"""Checkpoints of a training in its work folder: `checkpoint-<step>.pt`, the last few of them, each with its SHA-256.
+"""Checkpoints of a training in its work folder: `checkpoint-<step>.pt`, the last few and the best, each with its SHA-256.
 
 A damaged one is named in one line and passed over, so that the one before it is where the training goes on.
 """
@@ -21,12 +21,18 @@ OLD = "checkpoint.pt"  # as earlier releases called the only one
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
-def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
-    """Writes `state` (with its "step") atomically and removes all but the newest `keep`."""
-    path = folder / f"checkpoint-{state['step']:08d}.pt"
+def path_of(folder: Path, step: int) -> Path:
+    return folder / f"checkpoint-{step:08d}.pt"
+
+
+def save(folder: Path, state: dict[str, Any], keep: int, best: int = 0) -> Path:
+    """Writes `state` (with its "step") atomically and removes all but the newest `keep`, and the one of step `best`."""
+    path = path_of(folder, state["step"])
     save_atomic(path, lambda temporary: torch.save(state, temporary))
     write_json(path.with_suffix(".json"), {"sha256": sha256(path)})
     for old in saved(folder)[max(1, keep) :]:
+        if old == path_of(folder, best):
+            continue
         old.unlink(missing_ok=True)
         old.with_suffix(".json").unlink(missing_ok=True)
     return path
@@ -41,11 +47,17 @@ def saved(folder: Path) -> list[Path]:
 def newest(folder: Path) -> dict[str, Any] | None:
     """The newest state that is whole, on the CPU; None when there is none."""
     for path in saved(folder):
-        reason, state = _read(path)
-        if state is not None:
+        if (state := read(path)) is not None:
             return state
-        say(f"checkpoint {path} is damaged ({reason}) and passed over")
     return None
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The state of one checkpoint, on the CPU; None, and a line to the user, when it is not whole."""
+    reason, state = _read(path)
+    if state is None:
+        say(f"checkpoint {path} is damaged ({reason}) and passed over")
+    return state
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any] | None]:

@@ -28,17 +28,30 @@ TENSORBOARD = "PAGODA_BENCH_TENSORBOARD"  # a folder: write events there
 class Log:
     """Numbers by step. Only every `steps / LINES`-th step is written, and the last."""
 
-    def __init__(self, work: Path, steps: int, start: int) -> None:
+    def __init__(self, work: Path, steps: int, start: int, events: bool = True) -> None:
+        """`events`: whether TensorBoard's are written too where the user asked for them; one of several processes does it."""
         self.path, self.steps, self.every = work / CSV, steps, max(1, steps // LINES)
         self._rows = [row for row in read(self.path) if int(row["step"]) < start]
-        self._events = _events(work.name, start)
+        self._events = _events(work.name, start) if events else None
 
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        if step % self.every == 0 or step == self.steps - 1:
+    def add(self, step: int, values: Mapping[str, float], always: bool = False) -> None:
+        if always or step % self.every == 0 or step == self.steps - 1:
             self._rows.append({"step": str(step), **{k: f"{v:.6g}" for k, v in values.items()}})
             if self._events is not None:
                 for name, value in values.items():
                     self._events.add_scalar(name, value, step)
+
+    def picture(self, images: NDArray[np.uint8], step: int, path: Path) -> None:
+        """A grid at `path`, and among the events."""
+        made = sheet(images)
+        save_picture(made, path)
+        if self._events is not None:
+            self._events.add_image("samples", made, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Ends the writing of events."""
+        if self._events is not None:
+            self._events.close()
 
     def save(self, path: Path | None = None) -> None:
         """All lines so far, atomically, in the work folder or at `path`."""
@@ -60,15 +73,19 @@ def read(path: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
-def grid(images: NDArray[np.uint8], path: Path, columns: int = 8) -> None:
-    """uint8 (N, R, R, 3) as one PNG, row by row; what is left of the last row is black."""
-    from PIL import Image
-
+def sheet(images: NDArray[np.uint8], columns: int = 8) -> NDArray[np.uint8]:
+    """uint8 (N, R, R, 3) as one picture, row by row; what is left of the last row is black."""
     n, size = len(images), images.shape[1]
     lines = -(-n // columns)
-    sheet = np.zeros((lines * columns, size, size, 3), np.uint8)
-    sheet[:n] = images
-    picture = sheet.reshape(lines, columns, size, size, 3).swapaxes(1, 2).reshape(lines * size, columns * size, 3)
+    cells = np.zeros((lines * columns, size, size, 3), np.uint8)
+    cells[:n] = images
+    return cells.reshape(lines, columns, size, size, 3).swapaxes(1, 2).reshape(lines * size, columns * size, 3)
+
+
+def save_picture(picture: NDArray[np.uint8], path: Path) -> None:
+    """uint8 (H, W, 3) as PNG, atomically."""
+    from PIL import Image
+
     path.parent.mkdir(parents=True, exist_ok=True)
     save_atomic(path, lambda temporary: Image.fromarray(picture).save(temporary, format="PNG"))
 

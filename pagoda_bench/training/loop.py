@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.stages import TrainConfig
-from pagoda_bench.training import checkpoints, parallel
-from pagoda_bench.training.logs import CSV, GRIDS, Log, grid, milestones
+from pagoda_bench.training import checkpoints, parallel, sharding
+from pagoda_bench.training.logs import CSV, GRIDS, Log
+from pagoda_bench.training.milestones import Measuring, Milestones
 from pagoda_bench.training.signals import notices
 from pagoda_bench.training.updates import LossScale
 
@@ -58,8 +59,9 @@ class EMA:
         torch._foreach_lerp_(list(self.average.values()), [live[k].detach() for k in self.average], 1 - decay)
 
     def state(self, net: nn.Module) -> dict[str, Tensor]:
-        """The state dict of `net` with the averages in the place of the live values."""
-        return {k: self.average.get(k, v).detach().clone() for k, v in net.state_dict().items()}
+        """The state dict of `net` with the averages in the place of the live values, whole. Of a sharded network all processes
+        must ask for it."""
+        return {k: sharding.whole(self.average.get(k, v).detach()).clone() for k, v in net.state_dict().items()}
 
 
 @dataclass
@@ -68,7 +70,8 @@ class Task:
     whose update was not finite changes nothing and returns a value that is not finite.
 
     An average is of the network that its name begins with: "generator", "generator:0.9999". `samples()` gives a few images,
-    uint8 (N, R, R, 3), for the grids.
+    uint8 (N, R, R, 3), for the grids; `evaluation()` measures more of them; `diversity()` and the losses that are `watched`
+    (values at which one teaches nothing) are for the alarm. Every process calls them.
     """
 
     step: Callable[[int, np.random.Generator], dict[str, float]]
@@ -78,6 +81,9 @@ class Task:
     steps: int = 1  # how many there will be: set by the loop, before the first but after the one that is counted
     scale: LossScale = field(default_factory=LossScale)
     samples: Callable[[], NDArray[np.uint8]] | None = None
+    evaluation: Measuring | None = None
+    diversity: Callable[[], float] | None = None
+    watched: Mapping[str, Mapping[float, str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -89,6 +95,7 @@ class _Counts:
     curve: list[dict[str, float]] = field(default_factory=list)
     skipped: int = 0  # updates that were not finite, altogether
     in_a_row: int = 0
+    seen: dict[str, Any] = field(default_factory=dict)  # at milestones
 
 
 def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Callable[[int], int] | None = None) -> None:
@@ -96,8 +103,9 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
 
     The work of the first step is counted by PyTorch's operator counter (forward and backward, multiply and add counted
     apart), that of all processes together; `total(flops_of_a_step)` may set the number of steps from it. Records
-    `training_flops`, `steps`, `curve` and `skipped`, and leaves `log.csv` (and `grids/`) in the payload. Raises `UserError`
-    when losses are not finite for more than `config.skips` steps in a row, with the last good checkpoint kept.
+    `training_flops`, `steps`, `curve`, `skipped`, `evaluations`, `best` and `alarms`, and leaves `log.csv` (and `grids/`) in
+    the payload. Raises `UserError` when losses are not finite for more than `config.skips` steps in a row, and at an alarm
+    where the recipe says so, with the last good checkpoint kept.
     """
     kind = next((p.device.type for net in task.nets.values() for p in net.parameters()), "cpu")
     counts = _resume(ctx.work, task)
@@ -105,8 +113,8 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
         with autocast(config.precision, kind):
             counts.flops = _count(task, seed) * parallel.world()
     steps = task.steps = total(counts.flops) if total else config.steps
-    log = Log(ctx.work, steps, counts.step)
-    due = milestones(steps, config.grids) if task.samples else set()
+    log = Log(ctx.work, steps, counts.step, events=parallel.rank() == 0)
+    beside = Milestones(task, config, steps, log, ctx.work, counts.seen)
     with notices() as told:
         saved = time.monotonic()
         for index in range(counts.step, steps):
@@ -125,27 +133,31 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
             finite = {k: v for k, v in losses.items() if math.isfinite(v)}
             if index % max(1, steps // 50) == 0 or index == steps - 1:
                 counts.curve.append({"step": index, **{k: round(v, 5) for k, v in finite.items()}})
-            log.add(index, finite)
-            if index in due and task.samples is not None and parallel.rank() == 0:
-                grid(task.samples(), ctx.work / GRIDS / f"{index + 1:08d}.png")
-            ctx.progress(index + 1, steps, **finite)
-            stop = parallel.anywhere(told())
-            if (stop or time.monotonic() - saved > CHECKPOINT_SECONDS) and index + 1 < steps:
+            found = beside.after(index, finite)
+            log.add(index, finite | found, always=bool(found))
+            ctx.progress(index + 1, steps, **finite, **found)
+            stop = told()
+            late = parallel.rank() == 0 and time.monotonic() - saved > CHECKPOINT_SECONDS
+            level = parallel.most(2 if stop else int(late or beside.improved(index + 1)))
+            if level and index + 1 < steps:
                 counts.step = index + 1
+                state = sharding.collected({**_state(task), **vars(counts)})
                 if parallel.rank() == 0:
                     log.save()
-                    checkpoints.save(ctx.work, {**_state(task), **vars(counts)}, config.keep)
+                    checkpoints.save(ctx.work, state, config.keep, counts.seen["best"])
                 saved = time.monotonic()
-                if stop:
+                if level == 2:
                     raise KeyboardInterrupt
     log.save(ctx.out / CSV)
+    log.close()
     if (ctx.work / GRIDS).is_dir():
         shutil.copytree(ctx.work / GRIDS, ctx.out / GRIDS, dirs_exist_ok=True)
     ctx.record(training_flops=float(counts.flops) * steps, steps=steps, curve=counts.curve, seed=seed)
+    ctx.record(**beside.facts())
     if counts.skipped:
         ctx.record(skipped=counts.skipped)
     if parallel.world() > 1:
-        ctx.record(processes=parallel.world())
+        ctx.record(processes=parallel.world(), sharded=any(sharding.any_sharded(n.parameters()) for n in task.nets.values()))
 
 
 def autocast(precision: str, kind: str = "cpu") -> AbstractContextManager[object]:
@@ -233,12 +245,12 @@ def _state(task: Task) -> dict[str, Any]:
 
 def _restore(task: Task, state: dict[str, Any]) -> None:
     for k, net in task.nets.items():
-        net.load_state_dict(state["nets"][k])
+        sharding.load_net(net, state["nets"][k])
     for k, optimizer in task.optimizers.items():
-        optimizer.load_state_dict(state["optimizers"][k])
+        sharding.load_optimizer(optimizer, state["optimizers"][k])
     for k, ema in task.emas.items():
         for name, value in state["emas"][k].items():
-            ema.average[name].copy_(value)
+            ema.average[name].copy_(sharding.part(value, ema.average[name]))
     if "scale" in state:
         task.scale.load_state_dict(state["scale"])
 

@@ -43,8 +43,9 @@ def parts(batch: int, accumulate: int = 1) -> Iterator[slice]:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """The mean over processes in the place of every gradient; parameters without one stay so. One message for all."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    """The mean over processes in the place of every gradient; parameters without one stay so. One message for all. Those of
+    sharded parameters are means already."""
+    gradients = [p.grad for p in parameters if p.grad is not None and not hasattr(p, "full_tensor")]
     if world() == 1 or not gradients:
         return
     flat = torch.cat([g.flatten() for g in gradients])
@@ -73,11 +74,35 @@ def mean(value: Tensor) -> Tensor:
 
 def anywhere(flag: bool) -> bool:
     """Whether the flag is up in any process."""
+    return most(int(flag)) > 0
+
+
+def most(level: int) -> int:
+    """The largest of a number over processes."""
     if world() == 1:
-        return flag
-    up = torch.tensor(float(flag), device=compute_device())
-    dist.all_reduce(up, dist.ReduceOp.MAX)
-    return bool(up)
+        return level
+    top = torch.tensor(float(level), device=compute_device())
+    dist.all_reduce(top, dist.ReduceOp.MAX)
+    return int(top)
+
+
+def from_first(values: dict[str, float]) -> dict[str, float]:
+    """The values that the first process has, in all of them."""
+    if world() == 1:
+        return values
+    message: list[dict[str, float]] = [values]
+    dist.broadcast_object_list(message, src=0)
+    return message[0]
+
+
+def gathered(value: Tensor) -> list[Tensor]:
+    """A tensor of each process, all of one shape, in the order of ranks."""
+    if world() == 1:
+        return [value]
+    mine = value.to(compute_device()).contiguous()
+    parts = [torch.empty_like(mine) for _ in range(world())]
+    dist.all_gather(parts, mine)
+    return parts
 
 
 class _Mean(torch.autograd.Function):

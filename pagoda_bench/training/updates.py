@@ -16,6 +16,7 @@ from torch import nn
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.stages import TrainConfig
 from pagoda_bench.training import parallel
+from pagoda_bench.training.sharding import whole
 
 Precision = Literal["fp32", "bf16", "fp16"]
 SMALLEST = 2.0**-14  # loss scale below which something else than the scale is wrong
@@ -69,7 +70,7 @@ def apply(
     gradients = [p.grad for p in parameters if p.grad is not None]
     if scale is not None and scale.active:
         torch._foreach_mul_(gradients, 1 / scale.value)
-    norm = float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    norm = float(whole(nn.utils.get_total_norm(gradients))) if gradients else 0.0
     finite = not parallel.anywhere(not (math.isfinite(norm) and all(math.isfinite(v) for v in losses)))
     if scale is not None:
         scale.update(finite)
