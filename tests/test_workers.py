@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pagoda_bench.metrics.extractors import Extractor, load_extractor
 from pagoda_bench.metrics.gather import Gathered, Wanted, gather
 from pagoda_bench.metrics.generated import Generated, open_generator
 from pagoda_bench.metrics.inputs import Array, Part, Stream, open_images
+from pagoda_bench.metrics.looks import Looks, Seen, looks
 from pagoda_bench.metrics.score_schema import load
 from pagoda_bench.metrics.workers import Workers, device_of
 
@@ -105,11 +107,18 @@ def test_processes_gather_what_one_gathers(kind: str, tmp_path: Path, weights: P
     network, stream = load_extractor("embedded", weights), stream_of(kind, tmp_path)
     for n, size in ((N, BATCH), (43, BATCH), (N, 30)):
         options: dict[str, Any] = {"n": n, "blocks": 2, "batch": size}
-        told: list[tuple[int, int]] = []
+        told: list[int] = []
         alone = gather(stream, {"embedded": network}, ALL, **options)
-        shared = gather(stream, {"embedded": network}, ALL, look=crew.looks, progress=lambda *x: told.append(x), **options)
+        shared = gather(
+            stream,
+            {"embedded": network},
+            ALL,
+            look=crew.looks,
+            progress=lambda done, total, told=told: told.append(done),
+            **options,
+        )
         same(alone, shared)
-        assert told == [(min(end, n), n) for end in range(size, n + size, size)]
+        assert told == [min(end, n) for end in range(size, n + size, size)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,7 +161,11 @@ def bright(at: int) -> np.ndarray:
     ("eyes", "words"),
     [
         ("die", "worker 2 of 2 was killed by SIGKILL at images 24 to 31 of images: often memory has run out"),
-        ("leave", "worker 2 of 2 ended with exit code 7 at images 24 to 31 of images: --jobs 1 shows more"),
+        pytest.param(
+            "leave",
+            "worker 2 of 2 ended with exit code 7 at images 24 to 31 of images: --jobs 1 shows more",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_worker_that_dies_is_one_line(eyes: str, words: str) -> None:
@@ -163,20 +176,34 @@ def test_a_worker_that_dies_is_one_line(eyes: str, words: str) -> None:
     assert words in message
 
 
-def test_what_a_worker_raises_is_one_line_in_its_turn(crew: Workers, tmp_path: Path, weights: Path) -> None:
+def in_turns(stream: Stream, *arguments: Any) -> Iterator[Seen]:
+    """What two processes see, without them."""
+    parts = [looks(stream, *arguments, part=Part(index, 2)) for index in range(2)]
+    for turn in count():
+        seen = next(parts[turn % 2], None)
+        if seen is None:
+            return
+        yield seen
+
+
+def test_what_a_worker_raises_is_one_line_in_its_turn(tmp_path: Path) -> None:
     """That of one process where it is about the images, even when a later batch is bad too and is looked at first."""
     wanted = Wanted(rows=frozenset({("eyes", "features")}))
 
-    def line(value: Any, eyes: str, **options: Any) -> str:
+    def line(value: Any, eyes: str, look: Looks = looks) -> str:
         network = load_extractor(f"toy_eyes:{eyes}")
-        return refusal(lambda: gather(open_images(value), {"eyes": network}, wanted, batch=8, **options))
+        return refusal(lambda: gather(open_images(value), {"eyes": network}, wanted, batch=8, look=look))
 
-    message = line(bright(30), "fail", look=crew.looks)
-    assert "worker 1 of 3 failed at images 24 to 31 of images: RuntimeError: too bright" in message
     files = {f"{i:02}.png": encoded(image) for i, image in enumerate(images(40, 1))}
-    for bad in ({"21.png": b"damaged", "38.png": b"damaged"}, {"30.png": encoded(images(1, 1, 9)[0])}):
-        folder = folder_of(tmp_path / str(len(bad)), files | bad)
-        assert line(folder, "look", look=crew.looks) == line(folder, "look")
+    damaged = folder_of(tmp_path / "damaged", files | {"19.png": b"damaged", "30.png": b"damaged"})
+    with Workers(2) as workers:
+        message = line(bright(30), "fail", workers.looks)
+        assert "worker 2 of 2 failed at images 24 to 31 of images: RuntimeError: too bright" in message
+        assert line(damaged, "look", workers.looks) == line(damaged, "look")
+    other = encoded(images(1, 1, 9)[0])
+    mixed = folder_of(tmp_path / "mixed", files | {f"{i:02}.png": other for i in range(8, 16)})  # all that one process sees
+    assert line(mixed, "look", in_turns) == line(mixed, "look")
+    assert "'19.png' is 9 x 9 px and" in line(folder_of(tmp_path / "one", files | {"19.png": other}), "look", in_turns)
 
 
 def test_what_cannot_be_shared_is_refused(

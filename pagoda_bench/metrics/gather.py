@@ -102,10 +102,10 @@ def gather(
                 found.images = _array((count, *seen.images.shape[1:]), np.uint8, room, scratch)
         if seen.size != found.size:
             raise unlike(stream.where, seen.first, seen.size, first, found.size)
-        if found.images is not None:
+        if found.images is not None and seen.images is not None:
             found.images[done : done + seen.n] = seen.images
-        for feature, value in seen.features.items():
-            _keep(found, feature, value, done, stream.where)
+        for key, value in seen.features.items():
+            _keep(found, key, value, done, stream.where)
         for name, read in seen.texts.items():
             embeddings.setdefault(name, []).append(read)
         if labels is not None:

@@ -44,7 +44,7 @@ class Generated(Stream):
 
     def batches(self, size: int, part: Part = WHOLE) -> Iterator[Batch]:
         end = self.first + self.n
-        for start in range(self.first + part.index * size, end, part.of * size):
+        for start in range(self.first + part.first * size, end, part.of * size):
             indices = np.arange(start, min(start + size, end), dtype=np.int64)
             labels = indices % self._sampler.classes
             images, _ = self._sampler.sample(indices, labels)

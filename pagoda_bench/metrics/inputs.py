@@ -38,14 +38,14 @@ class Batch(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Of the batches of a stream, those with number `index`, `index + of`, ...: the work of one of `of` processes."""
+    """Of the batches of a stream, those with number `first`, `first + of`, ...: the work of one of `of` processes."""
 
-    index: int = 0
+    first: int = 0
     of: int = 1
 
     def has(self, image: int, size: int) -> bool:
         """Whether image number `image` of the stream is in it, when `size` images are a batch."""
-        return image // size % self.of == self.index
+        return image // size % self.of == self.first
 
 
 WHOLE = Part()
@@ -148,13 +148,16 @@ class Array(Stream):
         return found.hexdigest()
 
     def batches(self, size: int, part: Part = WHOLE) -> Iterator[Batch]:
-        for start in range(part.index * size, self.n, part.of * size):
+        for start in range(part.first * size, self.n, part.of * size):
             labels = None if self._labels is None else self._labels[start : start + size]
             yield Batch(np.asarray(self._images[start : start + size]), labels)
 
     def save(self, path: Path) -> None:
         """An npz that holds the same images and labels."""
-        np.savez(path, arr_0=self._images, **({} if self._labels is None else {"labels": self._labels}))
+        arrays: dict[str, Any] = {"arr_0": self._images}
+        if self._labels is not None:
+            arrays["labels"] = self._labels
+        np.savez(path, **arrays)
 
 
 class Files(Stream):
@@ -207,7 +210,7 @@ class Files(Stream):
                 return self.crop(image) if self.crop else image
 
             def images() -> Iterator[tuple[str, Pixels, int | None]]:
-                for start in range(part.index * size, self.n, part.of * size):
+                for start in range(part.first * size, self.n, part.of * size):
                     names, bad = self.names[start : start + size], BadFiles(self.path)
                     for name, image in zip(names, list(pool.map(read, names)), strict=True):
                         if isinstance(image, BadFile):
