@@ -144,10 +144,16 @@ def test_scores_of_two_jobs_are_those_of_one(tmp_path: Path, weights: Path) -> N
     line += ["--metrics", "fd,prdc,is,vendi", "--seeds", 2, "--self-check"]
     for jobs in (1, 2):
         command(*line, "--jobs", jobs, "--no-cache", "--json", tmp_path / f"{jobs}.json")
+        counted = ["stats", real, "--extractor", "embedded", "--weights", f"embedded={weights}", "--batch", 10, "--jobs", jobs]
+        command(*counted, "--out", tmp_path / f"stats{jobs}.npz")
     one, two = (load(tmp_path / f"{jobs}.json") for jobs in (1, 2))
     assert [(s.metric, s.values, s.stderr, s.protocol) for s in one] == [
         (s.metric, s.values, s.stderr, s.protocol) for s in two
     ]
+    with np.load(tmp_path / "stats1.npz") as first, np.load(tmp_path / "stats2.npz") as second:
+        assert first.files == second.files
+        for name in first.files:
+            np.testing.assert_array_equal(first[name], second[name])
 
 
 def bright(at: int) -> np.ndarray:
@@ -231,6 +237,17 @@ def network_in_memory(weights: Path) -> Extractor:
     network = load_extractor("embedded", weights)
     network.origin = None
     return network
+
+
+def test_a_worker_that_cannot_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(process: object) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", full)
+    wanted, network = Wanted(rows=frozenset({("eyes", "features")})), {"eyes": load_extractor("toy_eyes:look")}
+    with Workers(2) as workers:
+        message = refusal(lambda: gather(Array(images(20, 1)), network, wanted, batch=8, look=workers.looks))
+    assert message == "worker 1 of 2 cannot be started (Resource temporarily unavailable): take fewer jobs"
 
 
 def test_workers_take_the_gpus_in_turn() -> None:

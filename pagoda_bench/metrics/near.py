@@ -34,9 +34,7 @@ class TooClose(ValueError):
 
 def supported() -> bool:
     """Whether this processor multiplies matrices of bfloat16 faster than those of float32."""
-    capabilities: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # not in the oldest PyTorch allowed
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest PyTorch allowed
     fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return bool(fast) and torch.backends.mkldnn.is_available()
 
@@ -47,14 +45,13 @@ class Rough:
     def __init__(self, features: Features, centre: NDArray[np.float64]) -> None:
         self.features = features
         self._centre = torch.from_numpy(centre.astype(np.float32))
-        norms, lost = [], 0.0
+        self.norms = torch.empty(len(features))  # (N,) squared; made first, not piece by piece: that would fragment the memory
+        lost = 0.0
         for rows in slices(len(features), SIDE // 4):
             exact = self._cut(rows)
-            square = exact.square().sum(1)
+            self.norms[rows] = exact.square().sum(1)
             error = exact.sub_(exact.bfloat16()).square_().sum(1)
-            lost = max(lost, float((error / square.clamp(min=1e-30)).max()))
-            norms.append(square)
-        self.norms = torch.cat(norms)  # (N,) squared
+            lost = max(lost, float((error / self.norms[rows].clamp(min=1e-30)).max()))
         self.lost = lost**0.5  # of the length of a vector, at most
 
     def __len__(self) -> int:

@@ -134,7 +134,9 @@ class Points:
         self._features = features
         self._centre = torch.from_numpy(centre).to(dtype)
         self._whole = None if self.device.type == "cpu" else self._cut(slice(0, len(features))).to(self.device)
-        self.norms = torch.cat([self[rows].square().sum(1) for rows in slices(len(features), 1024)])
+        self.norms = torch.empty(len(features), dtype=dtype, device=self.device)  # made first: pieces would fragment the memory
+        for rows in slices(len(features)):
+            self.norms[rows] = self[rows].square().sum(1)
 
     def __len__(self) -> int:
         return len(self._features)

@@ -156,8 +156,12 @@ class _Worker:
         self._process: SpawnProcess = context.Process(
             target=work, args=(theirs, index, threads), name=f"pagoda-bench {self.name}", daemon=True
         )
-        with _deaf():
-            self._process.start()
+        try:
+            with _deaf():
+                self._process.start()
+        except OSError as error:
+            self.connection.close()
+            raise UserError(f"{self.name} cannot be started ({error.strerror or error}): take fewer jobs") from None
         theirs.close()  # so that the end of the worker is the end of the connection
 
     def begin(self, task: Task, where: str) -> None:
