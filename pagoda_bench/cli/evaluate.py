@@ -28,6 +28,7 @@ Examples:
   pagoda-bench evaluate seed0.npz seed1.npz seed2.npz --ref real/ --metrics fid    three seeds: mean, minimum, error
   pagoda-bench evaluate samples.tar --ref stats.npz --metrics fid --n 50000 --seeds 5
   pagoda-bench evaluate generator.json --n 1000 --ref real/                        sampled and scored in one stream
+  pagoda-bench evaluate samples/ --ref real/ --protocol adm --jobs 8                eight processes, the same scores
   pagoda-bench evaluate samples/ --ref real/ --extractor my_package.eyes:look --metrics fd
   pagoda-bench evaluate samples.tar --metrics clip_score --captions prompts.txt     one caption a line, in their order
   pagoda-bench evaluate samples/ --ref real/ --metrics cas,lpips_diversity          samples/CLASS/x.png
@@ -53,6 +54,7 @@ Examples:
 @click.option("--bf16", is_flag=True, help="Run the networks in bfloat16: a protocol of its own.")
 @click.option("--bf16-shift", is_flag=True, help="Measure in both; bfloat16 is given where a metric cannot tell it.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images a network sees at once.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that share the images.")
 @click.option("--self-check", is_flag=True, help="First see that the reference is at distance 0 of itself.")
 @click.option("--no-cache", is_flag=True, help="Do not keep, nor use, features of the reference.")
 @click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="Write the scores there.")
@@ -77,6 +79,7 @@ def evaluate(
     bf16: bool,
     bf16_shift: bool,
     batch: int,
+    jobs: int,
     self_check: bool,
     no_cache: bool,
     out: Path | None,
@@ -119,6 +122,7 @@ def evaluate(
         weights=weights_places(weights),
         device=device,
         batch=batch,
+        jobs=jobs,
         crop=Crop.parse(ref_crop) if ref_crop else None,
         captions=captions,
         labels=labels or NOT_STATED,

@@ -27,6 +27,7 @@ Examples:
 @click.option("--weights", multiple=True, metavar="NAME=PATH", help="The file of the network's weights.")
 @click.option("--device", default="cpu", show_default=True, help="Where the network runs: cpu, cuda.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images it sees at once.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that share the images.")
 def stats(
     images: str,
     out: Path,
@@ -37,6 +38,7 @@ def stats(
     weights: tuple[str, ...],
     device: str,
     batch: int,
+    jobs: int,
 ) -> None:
     """Make statistics of IMAGES (folder, zip, tar, npz, npy, parquet) for 'evaluate --ref'.
 
@@ -49,6 +51,7 @@ def stats(
     from pagoda_bench.metrics.gather import Wanted, gather
     from pagoda_bench.metrics.inputs import Crop, open_images
     from pagoda_bench.metrics.statistics import Statistics, write_statistics
+    from pagoda_bench.metrics.workers import Workers
 
     check_device(device)
     stream = open_images(images, Crop.parse(crop) if crop else None)
@@ -60,14 +63,16 @@ def stats(
 
         raise UserError(f"{extractor} gives no feature '{unknown[0]}'" + nearest(unknown[0], network.dimensions))
     progress = progress_lines()
-    found = gather(
-        stream,
-        {extractor: network},
-        Wanted(moments=frozenset((extractor, name) for name in names)),
-        n=n,
-        batch=batch,
-        progress=lambda done, total: progress(done, total, "reference"),
-    )
+    with Workers(jobs) as workers:
+        found = gather(
+            stream,
+            {extractor: network},
+            Wanted(moments=frozenset((extractor, name) for name in names)),
+            n=n,
+            batch=batch,
+            look=workers.looks,
+            progress=lambda done, total: progress(done, total, "reference"),
+        )
     if found.n < 2:
         raise UserError(f"{images} has one image, and a covariance needs two: give more")
     moments = {name: found.moments[extractor, name][0] for name in names}

@@ -23,7 +23,7 @@ from pagoda_bench.data.containers import MAX_BYTES, BadFile
 from pagoda_bench.data.decode import decode, decoding
 from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.extractors.base import optional
-from pagoda_bench.metrics.inputs import SUFFIXES, Batch, Crop, Pixels, Stream, check_layout, collect
+from pagoda_bench.metrics.inputs import SUFFIXES, WHOLE, Batch, Crop, Part, Pixels, Stream, check_layout, collect
 
 BOMB_RATIO, BOMB_BYTES = 200, 1 << 26  # no photographs shrink to a 200th; small files may be anything
 LABELS = ("arr_1", "labels", "label", "y")
@@ -56,7 +56,7 @@ class Npz(Stream):
     def digest(self) -> str:
         return _file_digest(self.path, self.crop)
 
-    def batches(self, size: int) -> Iterator[Batch]:
+    def batches(self, size: int, part: Part = WHOLE) -> Iterator[Batch]:
         row, shape = int(np.prod(self.shape[1:])), self.shape[1:]
         with _reading(self.path), self._open() as stream:
             npy_header(stream, None, self.where)
@@ -64,7 +64,9 @@ class Npz(Stream):
                 count = min(size, self.n - start)
                 data = stream.read(count * row)
                 if len(data) != count * row:
-                    raise UserError(f"{self.path} is truncated after image {start + len(data) // row}: copy it again")
+                    raise UserError(f"{self.where} is truncated after image {start + len(data) // row}: copy it again")
+                if not part.has(start, size):  # read all the same: that is quick, and damage anywhere is found
+                    continue
                 images = np.frombuffer(data, np.uint8).reshape(count, *shape)
                 if self.crop:
                     images = np.stack([self.crop(image) for image in images])
@@ -116,10 +118,11 @@ class Tar(Stream):
             raise UserError(f"{self.path} has captions, but no '{missing[0]}.txt': give every image one")
         return [found[name] for name in names]
 
-    def batches(self, size: int) -> Iterator[Batch]:
+    def batches(self, size: int, part: Part = WHOLE) -> Iterator[Batch]:
         def images() -> Iterator[tuple[str, Pixels, int | None]]:
-            for name, data in self._members():
-                if name.lower().endswith(SUFFIXES):
+            members = ((name, data) for name, data in self._members() if name.lower().endswith(SUFFIXES))
+            for number, (name, data) in enumerate(members):
+                if part.has(number, size):
                     image = _decoded(self.path, name, data())
                     yield name, self.crop(image) if self.crop else image, self._labels.get(name.rpartition(".")[0])
 
@@ -164,6 +167,9 @@ class Parquet(Stream):
         if not self.n:
             raise UserError(f"{path} holds no images")
 
+    def __reduce__(self) -> tuple[Any, ...]:  # another process opens the file for itself
+        return Parquet, (self.path, self.crop)
+
     def digest(self) -> str:
         return _file_digest(self.path, self.crop)
 
@@ -177,11 +183,11 @@ class Parquet(Stream):
             raise UserError(f"{self.path}: row {bad} of '{column}' holds no text: give every image a caption")
         return [str(text) for text in found]
 
-    def batches(self, size: int) -> Iterator[Batch]:
+    def batches(self, size: int, part: Part = WHOLE) -> Iterator[Batch]:
         def images() -> Iterator[tuple[str, Pixels, int | None]]:
-            row = 0
-            for part in self._file.iter_batches(batch_size=size, columns=self._columns):
-                for value in part.to_pylist():
+            rows = (row for some in self._file.iter_batches(batch_size=size, columns=self._columns) for row in some.to_pylist())
+            for row, value in enumerate(rows):
+                if part.has(row, size):
                     name, cell = f"row {row}", value[self._columns[0]]
                     data = cell.get("bytes") if isinstance(cell, dict) else cell
                     if not isinstance(data, bytes):
@@ -191,7 +197,6 @@ class Parquet(Stream):
                     image = _decoded(self.path, name, data)
                     label = value[self._columns[1]] if len(self._columns) > 1 else None
                     yield name, self.crop(image) if self.crop else image, label if isinstance(label, int) else None
-                    row += 1
 
         with decoding():
             yield from collect(self.where, images(), size)

@@ -31,6 +31,7 @@ from pagoda_bench.metrics.statistics import StatisticsFile, is_statistics, read_
 from pagoda_bench.metrics.suite import Measure, measures
 from pagoda_bench.metrics.uncertainty import summarise
 from pagoda_bench.metrics.values import Value
+from pagoda_bench.metrics.workers import Workers
 
 Progress = Callable[[int, int, str], None]
 NOT_STATED = "not stated"
@@ -52,6 +53,7 @@ def evaluate(
     device: str = "cpu",
     precision: Precision = "float32",
     batch: int = BATCH,
+    jobs: int = 1,
     crop: Crop | None = None,
     captions: str | Path | Sequence[str] | None = None,
     labels: str = NOT_STATED,
@@ -68,6 +70,8 @@ def evaluate(
     needs it. `extractors` are networks in memory, by name, for a training loop; `weights` are their files. `extractor` is
     one by name or "module:object" that takes the place of the protocol's own. `crop` is for the reference alone. `captions`
     are the texts of a CLIP score (`captions.captions_of`), the same for every set; default: those of the images' source.
+    `jobs` processes share the images; the scores are those of one, as far as a network's arithmetic does not depend on its
+    number of threads, which the jobs share too. They load the networks from their files.
 
     Raises `UserError` in one line for unusable input, and before any image is read where that can be told.
     """
@@ -98,14 +102,15 @@ def evaluate(
         networks[name] = networks.get(name) or load_extractor(name, (weights or {}).get(name), device, precision)
     used = {name: networks[name] for name in dict.fromkeys(measure.extractor for measure in chosen)}
 
-    options: dict[str, Any] = {"batch": batch}
-    real, wanted = _reference(reference, reference_n, chosen, used, per_block, crop, cache, progress, options)
-    if self_check:
-        _check_self(reference, real, chosen, used, crop, options)
-    parts = [
-        gather(s, used, wanted, n=count, blocks=seeds, captions=its, progress=_told(progress, "samples"), **options)
-        for s, its in zip(streams, texts, strict=True)
-    ]
+    with Workers(jobs) as workers:
+        options: dict[str, Any] = {"batch": batch, "look": workers.looks}
+        real, wanted = _reference(reference, reference_n, chosen, used, per_block, crop, cache, progress, options)
+        if self_check:
+            _check_self(reference, real, chosen, used, crop, options)
+        parts = [
+            gather(s, used, wanted, n=count, blocks=seeds, captions=its, progress=_told(progress, "samples"), **options)
+            for s, its in zip(streams, texts, strict=True)
+        ]
     for stream, part in zip(streams, parts, strict=True):
         if part.size != parts[0].size:
             sizes = f"{_size(part.size)} px and {streams[0].where} {_size(parts[0].size)}"

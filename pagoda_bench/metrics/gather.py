@@ -1,7 +1,8 @@
 """One pass over a set of images: each is decoded once and goes through each network once, whatever is measured afterwards.
 
 Moments stream in float64. Features themselves are kept only where a metric needs them, and in a file instead of memory past a
-limit. Two passes over two parts of a set merge to what one pass over the whole gives.
+limit. Two passes over two parts of a set merge to what one pass over the whole gives. Within a pass, several processes may
+look at the batches (`look`): what they see is added up here, in the order of the images, so the sums are the same.
 """
 
 from __future__ import annotations
@@ -16,33 +17,20 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pagoda_bench.artifacts.checkpoint import save_atomic
 from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.extractors.base import Extractor
-from pagoda_bench.metrics.inputs import Stream
+from pagoda_bench.metrics.inputs import Stream, unlike
+from pagoda_bench.metrics.looks import Feature, Looks, Wanted, looks
 from pagoda_bench.metrics.moments import Moments
 
-Feature = tuple[str, str]  # (extractor as it was asked for, name of the feature)
+__all__ = ["BATCH", "Feature", "Gathered", "Wanted", "cached", "gather", "merge"]
+
 Progress = Callable[[int, int], None]
 BATCH = 64  # always the same: float32 networks round differently at another batch size
 MEMORY_LIMIT = 4 << 30  # of the features that are kept, over all; beyond it they lie in files
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a pass keeps."""
-
-    moments: frozenset[Feature] = frozenset()
-    rows: frozenset[Feature] = frozenset()
-    texts: frozenset[str] = frozenset()  # extractors that read the captions
-    pixels: bool = False  # the images themselves
-
-    def of(self, extractor: str) -> list[str]:
-        """The features of one extractor."""
-        return sorted({feature for name, feature in self.moments | self.rows if name == extractor})
 
 
 @dataclass
@@ -78,6 +66,7 @@ def gather(
     start: int = 0,
     captions: Sequence[str] | None = None,
     batch: int = BATCH,
+    look: Looks = looks,
     memory_limit: int = MEMORY_LIMIT,
     scratch: Path | None = None,
     progress: Progress | None = None,
@@ -85,8 +74,9 @@ def gather(
     """The first `n` images (default: all) through every extractor that `wanted` names.
 
     `captions` has a text for each image, where `wanted.texts` asks for their embeddings. A worker whose stream is a part of a
-    set says how many images come before it (`start`); `merge` joins the parts then as one pass over the set gives them. Rows
-    past `memory_limit` bytes go to files in `scratch` (default: the temporary folder).
+    set says how many images come before it (`start`); `merge` joins the parts then as one pass over the set gives them. `look`
+    shows the batches to the extractors, in this process or in those of `Workers`. Rows past `memory_limit` bytes go to files in
+    `scratch` (default: the temporary folder).
     Raises `UserError` for too few images, and for features that are not finite, naming the image.
     """
     count = stream.n if n is None else n
@@ -103,30 +93,26 @@ def gather(
     labels: list[NDArray[np.int64]] | None = []
     embeddings: dict[str, list[NDArray[np.float32]]] = {}
     done = 0
-    for images, its_labels in stream.batches(batch):
-        images = images[: count - done]
+    first = ""
+    for seen in look(stream, extractors, wanted, count, batch, captions):
         if not done:
-            found.size = (images.shape[1], images.shape[2])
-            if wanted.pixels:
+            found.size, first = seen.size, seen.first
+            if seen.images is not None:
                 room = memory_limit - sum(rows.nbytes for rows in found.rows.values() if not isinstance(rows, np.memmap))
-                found.images = _array((count, *images.shape[1:]), np.uint8, room, scratch)
-        if found.images is not None:
-            found.images[done : done + len(images)] = images
-        pixels = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))  # a copy: a file's buffer is read-only
-        for name, extractor in extractors.items():
-            if names := wanted.of(name):
-                for feature, value in extractor(pixels, names).items():
-                    _keep(found, (name, feature), value.cpu().numpy(), done, stream.where)
-        for name in wanted.texts:
-            read = extractors[name].text(_part_of(captions, done, len(images), stream.where)).cpu().numpy()
+                found.images = _array((count, *seen.images.shape[1:]), np.uint8, room, scratch)
+        if seen.size != found.size:
+            raise unlike(stream.where, seen.first, seen.size, first, found.size)
+        if found.images is not None and seen.images is not None:
+            found.images[done : done + seen.n] = seen.images
+        for key, value in seen.features.items():
+            _keep(found, key, value, done, stream.where)
+        for name, read in seen.texts.items():
             embeddings.setdefault(name, []).append(read)
         if labels is not None:
-            labels = None if its_labels is None else [*labels, its_labels[: count - done]]
-        done += len(images)
+            labels = None if seen.labels is None else [*labels, seen.labels]
+        done += seen.n
         if progress:
             progress(done, count)
-        if done == count:
-            break
     if done < count:
         raise UserError(f"{stream.where} ended after {done:,} of {count:,} images: copy or make it again")
     found.labels = np.concatenate(labels) if labels else None
@@ -207,12 +193,6 @@ def _array(shape: tuple[int, ...], dtype: type[np.generic], limit: int, scratch:
     # Without a name once it is open, so that the space comes back however the process ends.
     with tempfile.TemporaryFile(dir=scratch) as file:
         return np.memmap(file, dtype, "w+", shape=shape)
-
-
-def _part_of(captions: Sequence[str] | None, start: int, count: int, where: str) -> Sequence[str]:
-    if captions is None or len(captions) < start + count:
-        raise UserError(f"{where} has {0 if captions is None else len(captions):,} captions, fewer than images: give one each")
-    return captions[start : start + count]
 
 
 def _keep(found: Gathered, key: Feature, value: NDArray[np.float32], start: int, where: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.artifacts.store import Store
 from pagoda_bench.errors import UserError
-from pagoda_bench.metrics.inputs import Batch, Stream
+from pagoda_bench.metrics.inputs import WHOLE, Batch, Part, Stream
 from pagoda_bench.recipes.base import Config, Recipe, canonical
 from pagoda_bench.recipes.registry import load_all
 from pagoda_bench.recipes.stages import Generator, Score
@@ -23,20 +23,29 @@ from pagoda_bench.sampling.generators import Sampler, load
 class Generated(Stream):
     """Samples `first` ... `first + n - 1`, labels in turn (index mod classes)."""
 
-    def __init__(self, where: str, config: Generator, sampler: Sampler, n: int, first: int = 0) -> None:
+    def __init__(
+        self, where: str, config: Generator, sampler: Sampler, n: int, first: int = 0, context: StageContext | None = None
+    ) -> None:
+        """`context` is what the sampler was loaded with: with it, another process can load it again."""
         if n < 1 or first < 0:
             raise UserError(f"{where}: samples {first} to {first + n - 1} are none: give --n and a first index of 0 or more")
         self.where, self.n = where, n
-        self._config, self._sampler, self.first = config, sampler, first
+        self._config, self._sampler, self.first, self._context = config, sampler, first, context
         self.labels = f"balanced over {sampler.classes} classes"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._context is None:
+            raise UserError(f"{self.where}: its networks are in memory alone, where other processes have none: use one process")
+        return _again, (self.where, self._config, self.n, self.first, self._context)
 
     def digest(self) -> str:
         """Of the recipe and the indices: they determine the images."""
         return hashlib.sha256(f"{canonical(self._config)} {self.first} {self.n}".encode()).hexdigest()
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        for start in range(self.first, self.first + self.n, size):
-            indices = np.arange(start, min(start + size, self.first + self.n), dtype=np.int64)
+    def batches(self, size: int, part: Part = WHOLE) -> Iterator[Batch]:
+        end = self.first + self.n
+        for start in range(self.first + part.first * size, end, part.of * size):
+            indices = np.arange(start, min(start + size, end), dtype=np.int64)
             labels = indices % self._sampler.classes
             images, _ = self._sampler.sample(indices, labels)
             if images.dtype != np.uint8 or images.shape[0] != len(indices) or images.shape[3:] != (3,):
@@ -60,7 +69,11 @@ def open_generator(path: Path, store: Store, n: int, first: int = 0, data: dict[
         inputs[recipe.key] = artifact.path
     nowhere = Path("/nonexistent")  # loading writes nothing
     context = StageContext(nowhere, nowhere, inputs, dict(data or {}))
-    return Generated(str(path), config, load(config, context), n, first)
+    return _again(str(path), config, n, first, context)
+
+
+def _again(where: str, config: Generator, n: int, first: int, context: StageContext) -> Generated:
+    return Generated(where, config, load(config, context), n, first, context)
 
 
 def _config(path: Path) -> Generator:

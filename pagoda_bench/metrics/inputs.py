@@ -34,6 +34,21 @@ class Batch(NamedTuple):
 
     images: Pixels  # (N, H, W, 3)
     labels: NDArray[np.int64] | None  # (N,), where the source says
+    first: str = ""  # the name of its first image, where images have names
+
+
+class Part(NamedTuple):
+    """Of the batches of a stream, those with number `first`, `first + of`, ...: the work of one of `of` processes."""
+
+    first: int = 0
+    of: int = 1
+
+    def has(self, image: int, size: int) -> bool:
+        """Whether image number `image` of the stream is in it, when `size` images are a batch."""
+        return image // size % self.of == self.first
+
+
+WHOLE = Part()
 
 
 class Crop(NamedTuple):
@@ -92,8 +107,11 @@ class Stream(ABC):
         return None
 
     @abstractmethod
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All images from the first, `size` at a time; the last batch may be smaller."""
+    def batches(self, size: int, part: Part = WHOLE) -> Iterator[Batch]:
+        """The batches of `part` (default: all) of the images from the first, `size` at a time; the last may be smaller.
+
+        A batch is the same whichever part it is asked in. Streams are pickled to other processes, which read their parts.
+        """
 
 
 def collect(where: str, items: Iterable[tuple[str, Pixels, int | None]], size: int) -> Iterator[Batch]:
@@ -105,13 +123,15 @@ def collect(where: str, items: Iterable[tuple[str, Pixels, int | None]], size: i
             if shape is None:
                 first, shape = name, image.shape
             if image.shape != shape:
-                raise UserError(
-                    f"{where}: '{name}' is {image.shape[1]} x {image.shape[0]} px and '{first}' is {shape[1]} x {shape[0]}: "
-                    + ONE_SIZE
-                )
+                raise unlike(where, name, image.shape, first, shape)
         labels = [label for _, _, label in block]
         known = None if any(label is None for label in labels) else np.array(labels, np.int64)
-        yield Batch(np.stack([image for _, image, _ in block]), known)
+        yield Batch(np.stack([image for _, image, _ in block]), known, block[0][0])
+
+
+def unlike(where: str, name: str, shape: tuple[int, ...], first: str, its: tuple[int, ...]) -> UserError:
+    """The error of an image of `shape` (H, W, ...) in a set whose first image has another."""
+    return UserError(f"{where}: '{name}' is {shape[1]} x {shape[0]} px and '{first}' is {its[1]} x {its[0]}: {ONE_SIZE}")
 
 
 class Array(Stream):
@@ -127,10 +147,17 @@ class Array(Stream):
             found.update(np.ascontiguousarray(self._images[start : start + 256]).data)
         return found.hexdigest()
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        for start in range(0, self.n, size):
+    def batches(self, size: int, part: Part = WHOLE) -> Iterator[Batch]:
+        for start in range(part.first * size, self.n, part.of * size):
             labels = None if self._labels is None else self._labels[start : start + size]
             yield Batch(np.asarray(self._images[start : start + size]), labels)
+
+    def save(self, path: Path) -> None:
+        """An npz that holds the same images and labels."""
+        arrays: dict[str, Any] = {"arr_0": self._images}
+        if self._labels is not None:
+            arrays["labels"] = self._labels
+        np.savez(path, **arrays)
 
 
 class Files(Stream):
@@ -171,8 +198,9 @@ class Files(Stream):
             except BadFile as error:
                 raise UserError(f"{self.path}: a caption {error}: replace it") from None
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        with open_source(self.path) as source, decoding(), ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    def batches(self, size: int, part: Part = WHOLE) -> Iterator[Batch]:
+        threads = max(1, (os.cpu_count() or 1) // part.of)
+        with open_source(self.path) as source, decoding(), ThreadPoolExecutor(max_workers=threads) as pool:
 
             def read(name: str) -> Pixels | BadFile:
                 try:
@@ -182,7 +210,7 @@ class Files(Stream):
                 return self.crop(image) if self.crop else image
 
             def images() -> Iterator[tuple[str, Pixels, int | None]]:
-                for start in range(0, self.n, size):
+                for start in range(part.first * size, self.n, part.of * size):
                     names, bad = self.names[start : start + size], BadFiles(self.path)
                     for name, image in zip(names, list(pool.map(read, names)), strict=True):
                         if isinstance(image, BadFile):

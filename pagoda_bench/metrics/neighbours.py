@@ -14,12 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pagoda_bench.metrics import near
 from pagoda_bench.metrics.checks import check_features, check_same_dimensions
+from pagoda_bench.metrics.near import slices
 
 BLOCK_BYTES = 4 * 2**20  # of one tile of distances: it should stay in the cache
 # Squared distances from |a|^2 + |b|^2 - 2 ab carry errors of a few ulp of |a|^2. A squared radius that is less than this part
 # of the squared norms would show them; then float32 is not enough.
 SAFE_RADIUS = 1e-3
+MANY = 2048  # images, from which on rough distances first are worth their while
 
 Features = NDArray[np.floating]
 
@@ -61,8 +64,8 @@ def neighbours(
     """Of features (N, d) and (M, d). Raises `UserError` when a set has no more than `k` images.
 
     `inclusive`: a point on the rim of a ball is inside (<=, Kynkaanniemi et al., k = 3); otherwise outside (<, Naeem et al.
-    and their `prdc`, k = 5). `dtype` None: float32 where the features are spread enough for it, otherwise float64. On a GPU
-    leave TF32 off.
+    and their `prdc`, k = 5). `dtype` None: float32 where the features are spread enough for it, otherwise float64; large sets
+    go through `near` first where the processor is made for that, with the same result. On a GPU leave TF32 off.
     """
     return membership(real, generated, k, inclusive, dtype, device).scores()
 
@@ -82,6 +85,8 @@ def membership(
     # The matrix form of the distance cancels badly far from the origin: centre first.
     centre = real.mean(axis=0, dtype=np.float64)
     if dtype is None:
+        if (found := _sooner(real, generated, centre, k, inclusive, device)) is not None:
+            return found
         points = [Points(x, centre, torch.float32, device) for x in (real, generated)]
         radii = [p.radii(k) for p in points]
         if all(p.spread(r) for p, r in zip(points, radii, strict=True)):
@@ -89,6 +94,22 @@ def membership(
         dtype = torch.float64
     points = [Points(x, centre, dtype, device) for x in (real, generated)]
     return _membership(points, [p.radii(k) for p in points], k, inclusive)
+
+
+def _sooner(
+    real: Features, generated: Features, centre: NDArray[np.float64], k: int, inclusive: bool, device: str | torch.device
+) -> Membership | None:
+    """By `near`; None where that cannot be, or does not help."""
+    small = min(len(real), len(generated)) < MANY
+    if small or torch.device(device).type != "cpu" or {real.dtype, generated.dtype} != {np.dtype(np.float32)}:
+        return None
+    if not near.supported():
+        return None
+    try:
+        a, b = near.Rough(real, centre), near.Rough(generated, centre)
+        return Membership(*near.membership(a, b, near.radii(a, k), near.radii(b, k), inclusive), k)
+    except near.TooClose:
+        return None
 
 
 def _membership(points: list[Points], radii: list[Tensor], k: int, inclusive: bool) -> Membership:
@@ -113,7 +134,9 @@ class Points:
         self._features = features
         self._centre = torch.from_numpy(centre).to(dtype)
         self._whole = None if self.device.type == "cpu" else self._cut(slice(0, len(features))).to(self.device)
-        self.norms = torch.cat([self[rows].square().sum(1) for rows in _slices(len(features), 1024)])
+        self.norms = torch.empty(len(features), dtype=dtype, device=self.device)  # made first: pieces would fragment the memory
+        for rows in slices(len(features)):
+            self.norms[rows] = self[rows].square().sum(1)
 
     def __len__(self) -> int:
         return len(self._features)
@@ -146,17 +169,13 @@ def tiles(a: Points, b: Points, symmetric: bool = False) -> Iterator[tuple[slice
     """Tiles of the (N, M) squared distances, as (rows, columns, (n, m)); a tile may be written to. `symmetric`, for `a` the
     same as `b`: only tiles on and above the diagonal, those on it square."""
     side = max(1, int((BLOCK_BYTES / a.norms.element_size()) ** 0.5))
-    for rows in _slices(len(a), side):
+    for rows in slices(len(a), side):
         block = a[rows]
-        for columns in _slices(len(b), side):
+        for columns in slices(len(b), side):
             if symmetric and columns.start < rows.start:
                 continue
             distances = torch.addmm(b.norms[None, columns], block, b[columns].T, alpha=-2)
             yield rows, columns, distances.add_(a.norms[rows, None]).clamp_(min=0)
-
-
-def _slices(n: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def _smallest(known: Tensor, distances: Tensor) -> Tensor:

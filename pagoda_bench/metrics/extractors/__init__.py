@@ -40,4 +40,5 @@ def load_extractor(name: str, weights: Path | None = None, device: str = "cpu", 
     found: Extractor = getattr(importlib.import_module(f"{_HERE}.{module}"), kind).load(
         device=device, precision=precision, **options
     )
+    found.origin = (name, weights, device, precision)
     return found

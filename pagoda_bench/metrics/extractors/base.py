@@ -17,6 +17,7 @@ from pagoda_bench.errors import UserError, nearest
 from pagoda_bench.metrics.extractors.weights import ORIGINALS, Found, find
 
 Precision = Literal["float32", "bfloat16"]
+Origin = tuple[str, Path | None, str, Precision]  # the arguments of `load_extractor`
 INSTALL = "install what evaluation needs with: pip install 'pagoda-bench[eval]'"
 
 
@@ -33,6 +34,7 @@ class Extractor(ABC):
     precision: Precision
     dimensions: Mapping[str, int]
     device: torch.device
+    origin: Origin | None = None  # by which another process can load the same; None where it was made otherwise
     original: ClassVar[str] = ""  # whose published weights it takes when none are given
 
     def __init__(
