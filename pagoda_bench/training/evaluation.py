@@ -21,7 +21,7 @@ from pagoda_bench.metrics.computations import least
 from pagoda_bench.metrics.evaluate import evaluate
 from pagoda_bench.metrics.extractors import load_extractor
 from pagoda_bench.metrics.extractors.base import Extractor
-from pagoda_bench.metrics.inputs import Array, Batch, Stream
+from pagoda_bench.metrics.inputs import WHOLE, Array, Batch, Part, Stream
 from pagoda_bench.metrics.suite import measures
 from pagoda_bench.nets.device import compute_device
 from pagoda_bench.recipes.base import canonical
@@ -49,8 +49,8 @@ class Validation(Stream):
         """Of the config of the data, which identifies them."""
         return hashlib.sha256(self._identity.encode()).hexdigest()
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        for start in range(0, self.n, size):
+    def batches(self, size: int, part: Part = WHOLE) -> Iterator[Batch]:
+        for start in range(part.first * size, self.n, part.of * size):
             indices = self.indices[start : start + size]
             yield Batch(self.data.images(indices, self.resolution, "val"), self.data.labels(indices, "val"))
 
