@@ -25,6 +25,7 @@ esac
 """
 SINFO = """#!/bin/sh
 echo "low*|64|257000|gpu:a100:4(S:0-1),gpu:t4:2"
+echo "low*|64|257000|gpu:a100:4(S:0-1),gpu:t4:2"
 echo "low*|8|16000|(null)"
 echo "quick|2|4000|(null)"
 """
