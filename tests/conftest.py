@@ -8,8 +8,10 @@ import os
 # one worker only get in the way of another's.
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _THREADS = str(max(1, (os.cpu_count() or 1) // _WORKERS))
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, _THREADS)
+_OURS = "PAGODA_BENCH_TEST_THREADS"  # which of these are not the user's: workers inherit what their parent has set
+_NAMES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_FREE = os.environ.get(_OURS, ",".join(name for name in _NAMES if name not in os.environ))
+os.environ |= {_OURS: _FREE, **{name: _THREADS for name in _FREE.split(",") if name}}
 os.environ["MPLBACKEND"] = "Agg"
 
 import sys  # noqa: E402
