@@ -172,7 +172,7 @@ def _fits(request: Request, nodes: Sequence[slurm.Node], partition: str) -> None
     for what, count in wanted.items() if has else ():
         if count > (most := max(node[what] for node in has)):
             raise UserError(
-                f"a stage asks for {count:g} {what} on a node, the largest of {named} has {most:g}: "
+                f"a stage asks for {count:g} {what} on a node, the largest of {named} has {most:.3g}: "
                 "change 'stages' in the cluster's profile"
             )
     whole = sum(all(node[what] >= count for what, count in wanted.items()) for node in has)

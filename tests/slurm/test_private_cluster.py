@@ -238,14 +238,13 @@ def test_two_submissions_at_once(cluster: private_cluster.Cluster, store: Store)
 
 def test_what_slurm_refuses_is_one_line(cluster: private_cluster.Cluster, store: Store) -> None:
     rare = PROFILE.model_copy(update={"gpu_type": "h9000"}).with_stages({"toy": {"gpus": 1}}, "test")
-    for profile in (
-        rare,
-        PROFILE.model_copy(update={"constraint": "h9000"}),
-        PROFILE.with_stages({"toy": {"mem_gb": 900}}, ""),
-    ):
+    for profile in (rare, PROFILE.model_copy(update={"constraint": "h9000"})):
         with pytest.raises(UserError, match="SLURM refuses the submission, nothing was submitted: ") as caught:
             submit_plan(Plan([Toy()], store), profile, name="no")
         assert "\n" not in str(caught.value)
+    for toy, what in (({"mem_gb": 900}, "900 GB of memory"), ({"cpus": 99}, "99 CPUs"), ({"gpus": 99}, "99 GPUs")):
+        with pytest.raises(UserError, match=f"a stage asks for {what} on a node, the largest of partition 'low' has"):
+            submit_plan(Plan([Toy()], store), PROFILE.with_stages({"toy": toy}, ""), name="no")
     assert sweeps(store) == []
 
 
