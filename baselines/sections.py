@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pagoda_bench.errors import UserError, nearest
+from pagoda_bench.recipes.values import merged
 
 FALLBACK = "embedded"
 
@@ -22,12 +23,3 @@ def section(presets: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any], 
     if name not in presets:
         raise UserError(f"scale '{scale}', methods.{method}.preset: unknown preset '{name}'{nearest(str(name), presets)}")
     return merged(presets[name], own)
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` on `base`, mappings key by key."""
-    out = dict(base)
-    for key, value in over.items():
-        before = out.get(key)
-        out[key] = merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
-    return out

@@ -15,7 +15,7 @@ from pagoda_bench.metrics import gather as gathering
 from pagoda_bench.metrics.evaluate import evaluate
 from pagoda_bench.metrics.extractors import Extractor, load_extractor
 from pagoda_bench.metrics.gather import Wanted, cached, gather, merge
-from pagoda_bench.metrics.inputs import Array
+from pagoda_bench.metrics.inputs import WHOLE, Array, Part
 from pagoda_bench.metrics.score_schema import REQUIRED, Score, differences, dump, load
 from pagoda_bench.metrics.suite import PLACES, USUAL, known, measures
 from pagoda_bench.nets.features import FeatureModel, save_half
@@ -85,8 +85,8 @@ def test_each_image_is_decoded_once_and_goes_through_the_network_once(run: Any, 
     class Counting(Array):
         seen = 0
 
-        def batches(self, size: int) -> Any:
-            for batch in super().batches(size):
+        def batches(self, size: int, part: Part = WHOLE) -> Any:
+            for batch in super().batches(size, part):
                 Counting.seen += len(batch.images)
                 yield batch
 

@@ -90,6 +90,12 @@ def test_all_of_a_split_with_unequal_classes(tmp_path: Path, trained: dict[str, 
     np.testing.assert_allclose(moments["mean"], everything.mean(0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(moments["covariance"], np.cov(everything.T), rtol=1e-3, atol=1e-6)
     assert len(np.load(ctx.out / "features.npy")) == 6
+    ctx = context(tmp_path, inputs, "kept")
+    ctx.data_path = lambda digest: store
+    stages.reference(Reference(data=data, features=net, resolution=16, n=18, split="train"), ctx)
+    kept = np.load(ctx.out / "features.npy").astype(np.float64)
+    assert len(kept) == 18
+    np.testing.assert_allclose(np.sort(kept, 0), np.sort(everything, 0), rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="has 5 train images and number 6 is asked for"):
         stages.reference(Reference(data=data, features=net, resolution=16, n=17, split="train"), ctx)
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, model_validator
 
 from pagoda_bench.errors import UserError, nearest
 from pagoda_bench.recipes.base import Config
+from pagoda_bench.recipes.values import read_yaml
 from pagoda_bench.tables.cells import DIRECTIONS, MEASURED, OVER_FLOOR, Cell
 
 COLUMNS = ("nfe", "images_per_second", "parameters", "training_flops")  # of a row, whatever the metric
@@ -92,13 +92,7 @@ class Finding:
 
 def load(path: Path) -> Budget:
     """The budget file at `path`."""
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the budget {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    return Budget.load(value, str(path))
+    return Budget.load(read_yaml(path, "the budget"), str(path))
 
 
 def check(cells: Sequence[Cell], budget: Budget) -> list[Finding]:

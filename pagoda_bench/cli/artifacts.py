@@ -148,20 +148,23 @@ def export(names: tuple[str, ...], root: Path, store_path: Path | None) -> None:
     epilog="""\b
 Examples:
   pagoda-bench artifacts times                        what each stage took
+  pagoda-bench artifacts times score/3f2a grow/77     these
   pagoda-bench artifacts times --to results/released  for those who have measured nothing yet
 """
 )
+@click.argument("names", nargs=-1, metavar="[[KIND/]KEY]...")
 @click.option("--to", "root", type=click.Path(path_type=Path, file_okay=False), help="A store that is given away.")
 @store_option
 @json_option
-def times(root: Path | None, store_path: Path | None, as_json: bool) -> None:
-    """List what each stage took: the estimates of a plan are scaled from it."""
+def times(names: tuple[str, ...], root: Path | None, store_path: Path | None, as_json: bool) -> None:
+    """List what stages took, by default all: the estimates of a plan are scaled from it."""
     from dataclasses import asdict
 
     from pagoda_bench.plan.estimate import TIMES, measures, save_measures
     from pagoda_bench.plan.progress import duration
 
-    found = list(measures(open_store(store_path)))
+    store = open_store(store_path)
+    found = list(measures([_pick(store, name) for name in names] if names else store.artifacts()))
     if root is not None:
         save_measures(found, root / TIMES)
         click.echo(str(root / TIMES))

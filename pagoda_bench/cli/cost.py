@@ -39,18 +39,12 @@ def cost(scale: Path, reached: float, prices: tuple[str, ...], as_json: bool) ->
     Operations are counted on the networks, hours follow from the GPU's peak and the share of it that is reached. That share
     and the prices are assumptions: set your own.
     """
-    import yaml
-
+    from pagoda_bench.recipes.values import read_yaml
     from pagoda_bench.tables.scales import Scale
 
     if not 0 < reached <= 1:
         raise UserError(f"--reached {reached}: give a share above 0 and up to 1")
-    if not scale.is_file():
-        raise UserError(f"{scale}: no such file")
-    try:
-        values = yaml.safe_load(scale.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{scale} is no YAML: {' '.join(str(error).split())[:200]}") from None
+    values = read_yaml(scale, "the scale")
     if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
         raise UserError(f"{scale} is no scale: it has no section 'data'")
     values["data"] = {"digest": "0" * 64, **values["data"]} if values["data"].get("kind") == "prepared" else values["data"]

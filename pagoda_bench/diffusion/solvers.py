@@ -111,10 +111,7 @@ def ddim_eta(
             x = x + back * normal()
         if progress:
             progress(i + 1, len(levels))
-    x = _denoised(denoise_fn, x, levels[-1], clamp)
-    if progress:
-        progress(len(levels), len(levels))
-    return x
+    return _to_zero(denoise_fn, x, levels, clamp, progress)
 
 
 def ddpm_grid(points: int, steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> np.ndarray:
@@ -186,7 +183,11 @@ def _sample(
         x = _step(denoise_fn, x, sigma, target, solver, clamp)
         if progress:
             progress(i + 1, len(levels))
-    # The Euler step from sigma to 0 is x - sigma (x - D) / sigma = D.
+    return _to_zero(denoise_fn, x, levels, clamp, progress)
+
+
+def _to_zero(denoise_fn: DenoiseFn, x: Tensor, levels: Sequence[float], clamp: bool, progress: Progress | None) -> Tensor:
+    """The last step: Euler's from sigma to 0 is x - sigma (x - D) / sigma = D."""
     x = _denoised(denoise_fn, x, levels[-1], clamp)
     if progress:
         progress(len(levels), len(levels))

@@ -65,7 +65,7 @@ def looks(
     """In this process; of the batches of `part` alone. A batch gives the same numbers whichever part it is in, as long as the
     arithmetic has the same threads. Raises `UserError` for images that cannot be used and for missing captions."""
     start = part.first * batch
-    for images, labels, first in stream.batches(batch, part) if part.of > 1 else stream.batches(batch):
+    for images, labels, first in stream.batches(batch, part):
         images = images[: count - start]
         pixels = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))  # a copy: a file's buffer is read-only
         features: dict[Feature, NDArray[np.float32]] = {}

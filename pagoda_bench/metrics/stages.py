@@ -34,16 +34,20 @@ def reference(recipe: Reference, ctx: StageContext) -> None:
     """Payload: `features.npy`, float32 (keep, d), and `moments.npz` with `n`, `mean` and `covariance` in float64.
 
     The images are the first n of the split when classes take turns, so that every class is there equally often; all of them
-    where that is the whole split. The features kept are those of the first.
+    where that is the whole split, with what one class has more than another at the end. The features kept are those of the
+    first.
     """
     model = load_judge(recipe.features, ctx)
     data = open_dataset(recipe.data, ctx.data_path)
     by_class = ByClass(data, recipe.split)
     keep = min(recipe.keep or recipe.n, recipe.n)
-    whole = recipe.n == data.size(recipe.split) and keep < recipe.n
-    order = by_class.balanced(np.arange(keep if whole else recipe.n), "near")
-    if whole:  # classes have unequal numbers, so that they cannot take turns to the end
-        order = np.concatenate([order, np.setdiff1d(np.arange(recipe.n), order)])
+    turns = recipe.n
+    if recipe.n == data.size(recipe.split):  # classes may have unequal numbers, and then cannot take turns to the end
+        everything = np.arange(recipe.n)
+        turns = by_class.classes * int(np.bincount(data.labels(everything, recipe.split), minlength=by_class.classes).min())
+    order = by_class.balanced(np.arange(turns), "near")
+    if turns < recipe.n:
+        order = np.concatenate([order, np.setdiff1d(everything, order)])
     found: list[Features] = []
     moments: Moments | None = None
     for start in range(0, recipe.n, BATCH):

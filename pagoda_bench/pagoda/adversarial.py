@@ -82,7 +82,8 @@ def fit(
     task.watched = {"d" if name == "discriminator" else "d_rec": PINS[loss.gan] for name in judges}
     if config.evaluate:
         of, size = recipe.pairs.teacher.data, recipe.net.output_resolution
-        task.evaluation = Evaluation(config, of, data, size, draw, ctx.work, {"embedded": ctx.input(recipe.features)})
+        own = {"embedded": ctx.input(recipe.features)} if isinstance(recipe.features, FeatureNet) else {}
+        task.evaluation = Evaluation(config, of, data, size, draw, ctx.work, own)
     train(task, config, recipe.seed, ctx)
     if before:
         ctx.record(training_flops=ctx.facts["training_flops"] + before * parallel.world())

@@ -137,7 +137,8 @@ class Step:
 
     def _generator(self, whole: Whole, part: slice, phase: tuple[str, ...], seen: dict[str, list[Seen]]) -> dict[str, float]:
         """One forward and backward pass over a part of the batch: the gradients of the losses in `phase` are added up."""
-        loss, terms, values = self.loss, [], {}
+        loss, terms = self.loss, []
+        values: dict[str, Tensor] = {}  # numbers only at the end: each would wait for the device
         if "rec" in phase:
             rows = whole.rows[part]
             x, z, own = (t.to(self.device) for t in self.source.batch(rows, self.size))
@@ -146,12 +147,12 @@ class Step:
             l_rec = self.distance(rebuilt, x, self._slice(whole.rec, part)).mean()
             if loss.pixel:
                 l_rec = l_rec + loss.pixel * (rebuilt - x).abs().mean()
-            values["rec"] = float(l_rec.detach())
+            values["rec"] = l_rec.detach()
             terms.append(Term(rebuilt, loss.reconstruction * l_rec))
         if "rec" in phase and (judge := self.judges.get("reconstructions")) is not None:
             maps = self.look.maps(rebuilt, self._slice(whole.rebuilt, part))
             l_r = generator_loss(self._logits(judge, maps, own), loss.gan)
-            values["adv_rec"] = float(l_r.detach())
+            values["adv_rec"] = l_r.detach()
             terms.append(Term(rebuilt, l_r, loss.adversarial_rec, loss.adaptive_rec))
             with torch.no_grad():
                 target_maps = self.look.maps(x, self._slice(whole.target, part))
@@ -161,16 +162,15 @@ class Step:
             fake = self.generate(whole.fresh[part].to(self.device), real_labels).float()
             maps = self.look.maps(fake, self._slice(whole.fake, part))
             l_adv = generator_loss(self._logits(self.judges["discriminator"], maps, real_labels), loss.gan)
-            values["adv"] = float(l_adv.detach())
+            values["adv"] = l_adv.detach()
             # With separate updates there is no L_rec to balance against: the weight is plain, as in the official code.
             terms.append(Term(fake, l_adv, loss.adversarial, loss.adaptive and "rec" in phase))
             with torch.no_grad():
                 real_maps = self.look.maps(real, self._slice(whole.real, part))
             seen["discriminator"].append(Seen(real_maps, real_labels, maps, real_labels))
         factors = accumulate(terms, self.parameters, self.at, self.scale.value / self.train.accumulate)
-        if "adv" in phase:
-            values["lambda"] = factors[-1]
-        return values
+        numbers = dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True))
+        return numbers | ({"lambda": factors[-1]} if "adv" in phase else {})
 
     def _discriminators(self, seen: dict[str, list[Seen]]) -> dict[str, float]:
         values = {}

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from pagoda_bench.errors import UserError, nearest
 from pagoda_bench.recipes.base import Config
+from pagoda_bench.recipes.values import read_yaml
 
 Point = dict[str, Any]
 
@@ -47,12 +47,7 @@ class SweepSpec(Config):
 
 def read_sweep(path: Path) -> SweepSpec:
     """The sweep file at `path`."""
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the sweep {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    value = read_yaml(path, "the sweep")
     if isinstance(value, dict) and "sweep" not in value and "rows" in value:
         raise UserError(f"{path} is a table, not a sweep: 'pagoda-bench reproduce {path.stem}' makes it")
     return SweepSpec.load(value, str(path))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 
 from pagoda_bench.artifacts.checkpoint import read_json, save_atomic
 from pagoda_bench.artifacts.provenance import FLOPS
-from pagoda_bench.artifacts.store import Store
+from pagoda_bench.artifacts.store import Artifact, Store
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Recipe, walk
 from pagoda_bench.recipes.data import DataConfig
@@ -41,10 +41,13 @@ class Measure:
     flops: float | None
 
 
-def measures(store: Store) -> Iterator[Measure]:
-    """Of the artifacts of a store, local and released; of one that is both, the local."""
+FIELDS = {field.name for field in fields(Measure)}
+
+
+def measures(artifacts: Iterable[Artifact]) -> Iterator[Measure]:
+    """Of artifacts, each once: of one that is there locally and released, the first."""
     seen: set[str] = set()
-    for artifact in store.artifacts():
+    for artifact in artifacts:
         if artifact.name in seen:
             continue
         seen.add(artifact.name)
@@ -76,22 +79,22 @@ class Estimator:
 
     @cached_property
     def _measured(self) -> list[Measure]:
-        found = list(measures(self._store))
+        found = list(measures(self._store.artifacts()))
         for root in self._store.released:
             noted = read_json(root / TIMES)
-            found += [Measure(**fields) for fields in noted] if isinstance(noted, list) else []
+            found += [Measure(**m) for m in noted if m.keys() == FIELDS] if isinstance(noted, list) else []
         return found
 
     def estimate(self, recipe: Recipe) -> Estimate | None:
         """What the same recipe took; else what the nearest in size took that does the same on the same kind of data, scaled by
         size; None where nothing of the kind was measured."""
-        alike = [m for m in self._measured if m.kind == recipe.kind and m.what == what(recipe)]
+        wanted, does = size(recipe), what(recipe)
+        alike = [m for m in self._measured if m.kind == recipe.kind and m.what == does]
         for measure in alike:
             if measure.key == recipe.key:
                 return Estimate(measure.seconds, measure.flops, exact=True)
         if not alike:
             return None
-        wanted = size(recipe)
         nearest = min(alike, key=lambda m: abs(m.size - wanted))
         scale = wanted / nearest.size
         return Estimate(nearest.seconds * scale, None if nearest.flops is None else nearest.flops * scale, exact=False)

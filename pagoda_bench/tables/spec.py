@@ -20,6 +20,7 @@ from pagoda_bench.errors import Unavailable, UserError, nearest
 from pagoda_bench.recipes.base import Config
 from pagoda_bench.recipes.data import DataConfig, ImageData, PreparedData
 from pagoda_bench.recipes.stages import Generator, Score
+from pagoda_bench.recipes.values import merged, read_yaml
 from pagoda_bench.tables import methods
 from pagoda_bench.tables.scales import Sampling, Scale
 
@@ -56,7 +57,7 @@ class RowSpec(Config):
         """The scale as this row's method sees it: its options merged over the section of the method."""
         if not self.options:
             return scale
-        section = _merge(scale.methods.get(self.method, {}), self.options)
+        section = merged(scale.methods.get(self.method, {}), self.options)
         return scale.model_copy(update={"methods": {**scale.methods, self.method: section}})
 
     def resolutions(self, scale: Scale) -> tuple[int, ...]:
@@ -124,10 +125,10 @@ class Table:
 
 def read(path: Path) -> TableSpec:
     """The experiment file at `path`."""
-    value = _load(path)
+    value = read_yaml(path, "the experiment")
     if isinstance(value, dict) and isinstance(other := value.get("scales_of"), str):
         below = read(path.with_name(f"{other}.yaml"))
-        value = {**value, "scales": _merge(below.scales, value.get("scales") or {})}
+        value = {**value, "scales": merged(below.scales, value.get("scales") or {})}
         value = {**value, "unavailable": {**below.unavailable, **value.get("unavailable", {})}}
     if isinstance(value, dict) and isinstance(scales := value.get("scales"), dict):
         value = {**value, "scales": {name: _read_scale(path, name, scale) for name, scale in scales.items()}}
@@ -142,17 +143,8 @@ def _read_scale(path: Path, name: str, scale: Any) -> Any:
     """A scale that is the name of a file beside the experiment is read from there; its own `name` gives way."""
     if not isinstance(scale, str):
         return scale
-    found = _load(path.parent / scale)
+    found = read_yaml(path.parent / scale, "the scale")
     return {k: v for k, v in found.items() if k != "name"} if isinstance(found, dict) else found
-
-
-def _load(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path.name}: cannot read the experiment ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def scale_names(spec: TableSpec) -> list[str]:
@@ -243,16 +235,7 @@ def _values(spec: TableSpec, name: str, chain: tuple[str, ...] = ()) -> dict[str
         raise UserError(f"scale '{name}' extends itself: {' -> '.join((*chain, name))}")
     values = copy.deepcopy(spec.scales[name])
     below = values.pop("extends", None)
-    return values if below is None else _merge(_values(spec, below, (*chain, name)), values)
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Dictionaries are merged key by key; everything else is replaced."""
-    out = dict(below)
-    for key, value in above.items():
-        old = out.get(key)
-        out[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return out
+    return values if below is None else merged(_values(spec, below, (*chain, name)), values)
 
 
 def _assign(values: dict[str, Any], text: str, name: str) -> None:
