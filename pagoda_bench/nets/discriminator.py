@@ -6,6 +6,7 @@ head with spectral normalisation whose logits are conditioned on the class by pr
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,21 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 
-class ProjectedDiscriminator(nn.Module):
+class Judge(nn.Module):
+    """Maps of a frozen network and labels (N,) to logits, in two parts: `see` has nothing that trains, so what it makes of an
+    image serves several updates of `decide`."""
+
+    def see(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        return list(maps)
+
+    @abstractmethod
+    def decide(self, seen: Sequence[Tensor], labels: Tensor) -> Tensor: ...
+
+    def forward(self, maps: Sequence[Tensor], labels: Tensor) -> Tensor:
+        return self.decide(self.see(maps), labels)
+
+
+class ProjectedDiscriminator(Judge):
     """Maps (finest first, map i at half the size of map i-1) and labels (N,) to logits (N, M): M over scales and places."""
 
     def __init__(self, channels: Sequence[int], classes: int, width: int = 32, seed: int = 0) -> None:
@@ -24,13 +39,16 @@ class ProjectedDiscriminator(nn.Module):
         self.mix_scales = nn.ModuleList(_fixed(width, width, generator) for _ in channels[:-1])
         self.heads = nn.ModuleList(_Head(width, classes) for _ in channels)
 
-    def forward(self, maps: Sequence[Tensor], labels: Tensor) -> Tensor:
+    def see(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The mixed maps, finest first."""
         mixed = [mix(m) for mix, m in zip(self.mix_channels, maps, strict=True)]
-        below, logits = mixed[-1], [self.heads[-1](mixed[-1], labels)]
         for i in reversed(range(len(mixed) - 1)):
-            below = self.mix_scales[i](mixed[i] + F.interpolate(below, scale_factor=2, mode="nearest"))
-            logits.append(self.heads[i](below, labels))
-        return torch.cat(logits, 1)
+            mixed[i] = self.mix_scales[i](mixed[i] + F.interpolate(mixed[i + 1], scale_factor=2, mode="nearest"))
+        return mixed
+
+    def decide(self, seen: Sequence[Tensor], labels: Tensor) -> Tensor:
+        coarse_first = reversed(list(zip(self.heads, seen, strict=True)))
+        return torch.cat([head(m, labels) for head, m in coarse_first], 1)
 
 
 class _Head(nn.Module):

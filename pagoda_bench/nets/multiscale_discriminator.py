@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pagoda_bench.nets.discriminator import Judge
 from pagoda_bench.nets.projection import CHANNELS, KINDS, TIMM, Kind
 
 CLASS_FEATURES = 320
@@ -88,7 +89,7 @@ class MiniDiscriminator(nn.Module):
         return (seen * wanted[:, :, None, None]).sum(1).flatten(1) / math.sqrt(MAP)
 
 
-class MultiscaleDiscriminator(nn.Module):
+class MultiscaleDiscriminator(Judge):
     """Maps of the backbones, one after the other and each finest first, and labels, to logits (backbones * N, places).
 
     Rows are those of the first backbone, then of the second; columns those of its four scales, one after the other.
@@ -107,12 +108,12 @@ class MultiscaleDiscriminator(nn.Module):
                 holder.add_module("mini_discs", nn.ModuleList(minis))
                 self.add_module(TIMM[kind], holder)
 
-    def forward(self, maps: Sequence[Tensor], labels: Tensor) -> Tensor:
+    def decide(self, seen: Sequence[Tensor], labels: Tensor) -> Tensor:
         scales = len(CHANNELS)
         rows = []
         for k, kind in enumerate(self.kinds):
             minis = [self.get_submodule(f"{TIMM[kind]}.mini_discs.{i}") for i in range(scales)]
-            own = maps[k * scales : (k + 1) * scales]
+            own = seen[k * scales : (k + 1) * scales]
             rows.append(torch.cat([mini(m, labels) for mini, m in zip(minis, own, strict=True)], 1))
         return torch.cat(rows)
 

@@ -9,7 +9,7 @@ through base and grown levels alike, and one split serves all: `trunk(..., stop=
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -221,7 +221,25 @@ def _norm(width: int, group: int) -> nn.GroupNorm:
 
 
 def _up(x: Tensor) -> Tensor:
+    """Every pixel as 2x2. PyTorch takes a dozen times as long for a contiguous tensor on a CPU; the values are the same."""
+    if x.device.type == "cpu" and x.is_contiguous():
+        return _Up.apply(x)
     return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+class _Up(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        b, c, h, w = ctx.before = x.shape
+        y = x.new_empty(b, c, h, 2, w, 2)
+        y[:, :, :, 0, :, 0] = x
+        y[:, :, :, 0, :, 1] = x
+        y[:, :, :, 1] = y[:, :, :, 0]
+        return y.view(b, c, 2 * h, 2 * w)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return torch.ops.aten.upsample_nearest2d_backward(gradient, gradient.shape[-2:], ctx.before)
 
 
 def _zero(conv: nn.Conv2d) -> nn.Conv2d:

@@ -13,6 +13,7 @@ from torch import nn
 from pagoda_bench.data import open_dataset
 from pagoda_bench.diffusion.edm import SIGMA_MAX
 from pagoda_bench.nets.device import compute_device
+from pagoda_bench.nets.discriminator import Judge
 from pagoda_bench.nets.features import from_network, load_features
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.diversity import Diversity
@@ -50,7 +51,7 @@ def fit(
         look = EmbeddedLook(features, augmented=loss.augment, eps=loss.eps)
     else:
         look = ProjectedLook(build_eyes(loss.projected).to(device), augmented=loss.augment, eps=loss.eps)
-    judges: dict[str, nn.Module] = {"discriminator": judge_of(loss, features, len(data.classes), recipe.seed)}
+    judges: dict[str, Judge] = {"discriminator": judge_of(loss, features, len(data.classes), recipe.seed)}
     if loss.adversarial_rec:
         judges["reconstructions"] = judge_of(loss, features, len(data.classes), recipe.seed + 1)
     judges = {k: parallel.synced(j).to(device).to(memory_format=torch.channels_last) for k, j in judges.items()}

@@ -6,7 +6,7 @@ that they can be sliced: `draws` for the maps of a discriminator, `distance_draw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.augment import Draws, augment, draw
-from pagoda_bench.nets.discriminator import ProjectedDiscriminator
+from pagoda_bench.nets.discriminator import Judge, ProjectedDiscriminator
 from pagoda_bench.nets.features import FeatureModel
 from pagoda_bench.nets.multiscale_discriminator import MultiscaleDiscriminator
 from pagoda_bench.nets.projection import CHANNELS, INPUT, KINDS, NATIVE, Eyes, ProjectedFeatures, resize, timm_backbone
@@ -117,7 +117,7 @@ def build_eyes(config: ProjectedConfig) -> Eyes:
     return Eyes(made)
 
 
-def judge_of(loss: LossConfig, features: FeatureModel | None, classes: int, seed: int) -> nn.Module:
+def judge_of(loss: LossConfig, features: FeatureModel | None, classes: int, seed: int) -> Judge:
     """A discriminator of maps and labels, drawn from `seed`: the light one, or that of StyleGAN-XL."""
     if loss.discriminator == "stylegan-xl":
         if loss.features != "projected":
@@ -132,17 +132,24 @@ def judge_of(loss: LossConfig, features: FeatureModel | None, classes: int, seed
     return ProjectedDiscriminator(features.channels, classes, loss.discriminator_width, seed)
 
 
-class _Side(nn.Module):
+class _Side(Judge):
     """Discriminators of several backbones side by side, their logits in one row."""
 
-    def __init__(self, parts: Sequence[nn.Module]) -> None:
+    def __init__(self, parts: Sequence[Judge]) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
 
-    def forward(self, maps: Sequence[Tensor], labels: Tensor) -> Tensor:
+    def see(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        return [m for part, own in self._own(maps) for m in part.see(own)]
+
+    def decide(self, seen: Sequence[Tensor], labels: Tensor) -> Tensor:
+        return torch.cat([part.decide(own, labels) for part, own in self._own(seen)], 1)
+
+    def _own(self, maps: Sequence[Tensor]) -> Iterator[tuple[Judge, Sequence[Tensor]]]:
         each = len(maps) // len(self.parts)
-        rows = [part(maps[i * each : (i + 1) * each], labels) for i, part in enumerate(self.parts)]
-        return torch.cat(rows, 1)
+        for i, part in enumerate(self.parts):
+            assert isinstance(part, Judge)
+            yield part, maps[i * each : (i + 1) * each]
 
 
 def distance_of(loss: LossConfig, look: Look) -> Callable[[Tensor, Tensor, AllDraws], Tensor]:

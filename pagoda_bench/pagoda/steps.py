@@ -8,16 +8,18 @@ pass, and a pass takes its slice: so they do not depend on how many processes or
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pagoda_bench.data import Dataset
 from pagoda_bench.diffusion.edm import SIGMA_MAX
 from pagoda_bench.nets.augment import Draws
+from pagoda_bench.nets.discriminator import Judge
 from pagoda_bench.nets.features import to_network
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.looks import AllDraws, Look, distance_of
@@ -55,7 +57,7 @@ class Generate(Protocol):
 
 
 class Seen:
-    """The maps of one pass that a discriminator is then trained on."""
+    """What a discriminator saw in one pass and is then trained on."""
 
     def __init__(self, real: list[Tensor], real_labels: Tensor, fake: list[Tensor], fake_labels: Tensor) -> None:
         self.real, self.real_labels = real, real_labels
@@ -71,7 +73,7 @@ class Step:
         net: UNet,
         generate: Generate,
         look: Look,
-        judges: dict[str, nn.Module],
+        judges: dict[str, Judge],
         optimizers: dict[str, torch.optim.Optimizer],
         source: Source,
         data: Dataset,
@@ -150,23 +152,24 @@ class Step:
             values["rec"] = l_rec.detach()
             terms.append(Term(rebuilt, loss.reconstruction * l_rec))
         if "rec" in phase and (judge := self.judges.get("reconstructions")) is not None:
-            maps = self.look.maps(rebuilt, self._slice(whole.rebuilt, part))
+            maps = self._sight(judge, self.look.maps(rebuilt, self._slice(whole.rebuilt, part)))
             l_r = generator_loss(self._logits(judge, maps, own), loss.gan)
             values["adv_rec"] = l_r.detach()
             terms.append(Term(rebuilt, l_r, loss.adversarial_rec, loss.adaptive_rec))
             with torch.no_grad():
-                target_maps = self.look.maps(x, self._slice(whole.target, part))
+                target_maps = self._sight(judge, self.look.maps(x, self._slice(whole.target, part)))
             seen["reconstructions"].append(Seen(target_maps, own, maps, own))
         if "adv" in phase:
             real, real_labels = self._real(whole, part)
             fake = self.generate(whole.fresh[part].to(self.device), real_labels).float()
-            maps = self.look.maps(fake, self._slice(whole.fake, part))
-            l_adv = generator_loss(self._logits(self.judges["discriminator"], maps, real_labels), loss.gan)
+            judge = self.judges["discriminator"]
+            maps = self._sight(judge, self.look.maps(fake, self._slice(whole.fake, part)))
+            l_adv = generator_loss(self._logits(judge, maps, real_labels), loss.gan)
             values["adv"] = l_adv.detach()
             # With separate updates there is no L_rec to balance against: the weight is plain, as in the official code.
             terms.append(Term(fake, l_adv, loss.adversarial, loss.adaptive and "rec" in phase))
             with torch.no_grad():
-                real_maps = self.look.maps(real, self._slice(whole.real, part))
+                real_maps = self._sight(judge, self.look.maps(real, self._slice(whole.real, part)))
             seen["discriminator"].append(Seen(real_maps, real_labels, maps, real_labels))
         factors = accumulate(terms, self.parameters, self.at, self.scale.value / self.train.accumulate)
         numbers = dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True))
@@ -186,19 +189,24 @@ class Step:
                 optimizer.zero_grad(set_to_none=True)
         return values
 
-    def _discriminator(self, judge: nn.Module, maps: Seen) -> Tensor:
+    def _discriminator(self, judge: Judge, maps: Seen) -> Tensor:
         if self.fakes_first:  # spectral norms iterate at each call
             fake = self._logits(judge, maps.fake, maps.fake_labels)
             return discriminator_loss(self._logits(judge, maps.real, maps.real_labels), fake, self.loss.gan)
         real = self._logits(judge, maps.real, maps.real_labels)
         return discriminator_loss(real, self._logits(judge, maps.fake, maps.fake_labels), self.loss.gan)
 
-    def _logits(self, judge: nn.Module, maps: list[Tensor], labels: Tensor) -> Tensor:
+    def _sight(self, judge: Judge, maps: list[Tensor]) -> list[Tensor]:
+        with self._exact():
+            return judge.see([m.float() for m in maps] if self.scale.active else maps)
+
+    def _logits(self, judge: Judge, seen: list[Tensor], labels: Tensor) -> Tensor:
+        with self._exact():
+            return judge.decide(seen, labels)
+
+    def _exact(self) -> AbstractContextManager[object]:
         """Beside a float16 generator the discriminator computes in float32, as in the official code."""
-        if not self.scale.active:
-            return judge(maps, labels)
-        with torch.autocast(self.device.type, enabled=False):
-            return judge([m.float() for m in maps], labels)
+        return torch.autocast(self.device.type, enabled=False) if self.scale.active else nullcontext()
 
     def _slice(self, draws: AllDraws, part: slice) -> AllDraws:
         return None if draws is None else [Draws(*(v[part].to(self.device) for v in d)) for d in draws]

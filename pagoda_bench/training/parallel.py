@@ -9,7 +9,7 @@ the last backward pass of a step; `SyncedBatchNorm` makes batch statistics those
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -140,7 +140,10 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         return y * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-def synced(net: nn.Module) -> nn.Module:
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def synced(net: Net) -> Net:
     """`net` with its batch norms over all processes; unchanged when there is one process."""
     if world() == 1:
         return net
