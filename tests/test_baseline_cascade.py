@@ -261,7 +261,7 @@ def test_the_row_is_built_from_the_scale() -> None:
     assert isinstance(found, Cascade)
     assert found.base == scale.teacher_model()
     assert (found.resolution, found.levels, found.truncated) == (16, (0.2,), True)
-    assert found.stages[0].match == scale.pagoda_model(16)
+    assert found.stages[0].match == scale.work_of(16)
     assert found.stages[0].after == found.base
     assert found.stages[0].share == 1  # the last stage spends what is left
     floor = recipes.floor(scale, 16)

@@ -268,7 +268,7 @@ def test_rows_of_the_method() -> None:
     assert isinstance(chain.of, GreedyGrown)
     assert isinstance(chain.of.base, GreedyCore)
     assert (chain.of.base.share, chain.of.share) == (0.35, 1.0)
-    assert chain.of.match == toy_scale().pagoda_model(16)
+    assert chain.of.match == toy_scale().work_of(16)
     scratch = build(toy_scale(greedy={**toy, "mode": "scratch"}), 16).of  # type: ignore[attr-defined]
     assert (scratch.base, scratch.freeze, scratch.core.width) == (None, "never", 32)
     thawed = build(toy_scale(greedy={**toy, "mode": "thawed", "thaw_at": 3}), 16).of  # type: ignore[attr-defined]

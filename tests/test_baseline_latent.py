@@ -126,7 +126,7 @@ def test_rows_of_the_method() -> None:
     assert isinstance(found, Latent)
     assert found.through == found.of.autoencoder
     assert (found.through.share, found.of.share, found.of.net.resolution) == (0.5, 1.0, 8)
-    assert found.of.match == found.through.match == toy_scale().pagoda_model(16)
+    assert found.of.match == found.through.match == toy_scale().work_of(16)
     assert not found.sampler.clamp
 
 

@@ -24,6 +24,7 @@ from pagoda_bench.recipes.methods import describe, facts_of
 from pagoda_bench.recipes.samplers import Sampled
 from pagoda_bench.recipes.stages import EDM, FeatureNet, Heun, OneStep
 from pagoda_bench.recipes.trained import Trained, trained_upstream
+from pagoda_bench.recipes.work import Work
 from pagoda_bench.sampling.generators import load
 from pagoda_bench.tables import methods, spec
 from pagoda_bench.tables.assemble import assemble
@@ -98,9 +99,9 @@ def test_experiments_can_be_planned(name: str, scale: str) -> None:
 def test_trained_rows_of_baselines_match_the_chain() -> None:
     grid = spec.read(resources.folder("experiments") / "baselines.yaml")
     scale = spec.load_scale(grid, "embedded")
-    chain = scale.pagoda_model(scale.top).key
+    chain = scale.work_of(scale.top).key
     for row in spec.build(grid, scale).rows:
-        matched = chain if row.resolution == scale.top else scale.pagoda_model(scale.base).key
+        matched = chain if row.resolution == scale.top else scale.work_of(scale.base).key
         assert row.generator is not None
         for model in models(row.generator):
             for stage in [model, *trained_upstream(model)]:
@@ -126,7 +127,7 @@ def test_options_of_a_row_reach_its_method() -> None:
 def test_what_is_upstream_leaves_measures_and_judges_out() -> None:
     scale = toy_scale()
     edm, grown = scale.edm_model(), scale.pagoda_model(16)
-    assert edm.match == grown
+    assert edm.match == Work(of=grown)
     assert trained_upstream(edm) == []
     kinds = [recipe.kind for recipe in trained_upstream(grown)]
     assert kinds == ["edm", "pairs", "distill"]

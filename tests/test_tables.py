@@ -13,6 +13,7 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import walk
 from pagoda_bench.recipes.data import ImageData
 from pagoda_bench.recipes.stages import EDM, Grow, Heun, OneStep, Upsampled
+from pagoda_bench.recipes.work import Work
 from pagoda_bench.tables import methods, spec
 from pagoda_bench.tables.assemble import trained_from
 
@@ -53,7 +54,7 @@ def test_the_rows_of_the_embedded_scale() -> None:
     assert isinstance(top, OneStep)
     assert isinstance(top.of, Grow)
     assert isinstance(direct, Heun)
-    assert direct.of.match == top.of
+    assert direct.of.match == Work(of=top.of)
     assert isinstance(enlarged, Upsampled)
     assert enlarged.of == rows["pagoda-8"].generator
     assert isinstance(rows["teacher-8"].generator, Heun)

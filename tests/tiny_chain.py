@@ -23,6 +23,7 @@ from pagoda_bench.recipes.stages import (
     TrainConfig,
     UNetConfig,
 )
+from pagoda_bench.recipes.work import Work
 
 DATA = EmbeddedData(master=16)
 SHORT = TrainConfig(steps=6, batch=8, warmup=1)
@@ -38,7 +39,7 @@ GROWN = Grow(
     train=SHORT.model_copy(update={"precision": "bf16"}),
     loss=LossConfig(discriminator_steps=2, discriminator_width=16),
 )
-DIRECT = EDM(data=DATA, net=NET.model_copy(update={"resolution": 16, "attention": (8,)}), train=SHORT, match=GROWN)
+DIRECT = EDM(data=DATA, net=NET.model_copy(update={"resolution": 16, "attention": (8,)}), train=SHORT, match=Work(of=GROWN))
 
 
 def scores(n: int = 80) -> list[Score]:

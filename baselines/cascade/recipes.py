@@ -139,7 +139,7 @@ def build(scale: Scale, resolution: int) -> Generator:
         net = {"resolution": resolution, **entry.get("net", {})}
         if int(net["resolution"]) > resolution:
             break
-        matched = {} if "match" in entry else {"match": scale.pagoda_model(resolution), "after": stages[-1] if stages else base}
+        matched = {} if "match" in entry else {"match": scale.work_of(resolution), "after": stages[-1] if stages else base}
         fields = {"seed": scale.seed, **matched, **entry, "data": scale.data, "low": below, "net": net}
         fields["train"] = {"steps": 1, **entry.get("train", {})}  # with `match`, that decides
         stages.append(SuperResolution.load(fields, f"{where}.stages.{number}"))

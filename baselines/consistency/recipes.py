@@ -140,7 +140,7 @@ def cd(scale: Scale, resolution: int) -> Generator:
     if given is None and resolution == scale.base:
         teacher = scale.teacher_model()
     else:
-        matched = {} if "match" in values else {"match": scale.pagoda_model(resolution), "share": 0.5}
+        matched = {} if "match" in values else {"match": scale.work_of(resolution), "share": 0.5}
         fields = {"seed": scale.seed, **_edm_fields(scale), "net": _net(scale, resolution), **matched, **(given or {})}
         fields["train"] = {"steps": 1 if matched else values["train"]["steps"], **fields["train"]}
         teacher = EDM.load({**fields, "data": scale.data}, f"{where}.teacher")
@@ -188,7 +188,7 @@ def _trained(scale: Scale, resolution: int, method: Literal["ct", "ict"]) -> Gen
 
 def _common(scale: Scale, values: dict[str, Any], resolution: int) -> dict[str, Any]:
     """The fields that do not depend on where the target comes from."""
-    fields = {"match": scale.pagoda_model(resolution), **values, "data": scale.data}
+    fields = {"match": scale.work_of(resolution), **values, "data": scale.data}
     fields["train"] = {"steps": 1, **fields.get("train", {})}  # with `match`, that decides
     if fields.get("objective", {}).get("distance") == "features":
         fields["features"] = scale.feature_net()

@@ -178,7 +178,7 @@ def build(scale: Scale, resolution: int) -> Generator:
         raise UserError(f"{where}: unknown key '{unknown[0]}' (known: {', '.join(sorted(KNOWN))})")
     shared: dict[str, Any] = {"data": scale.data, "seed": scale.seed, "process": values.get("process", {})}
     match = values.get("match", "chain")
-    shared["match"] = scale.pagoda_model(resolution) if match == "chain" else match
+    shared["match"] = scale.work_of(resolution) if match == "chain" else match
     if resolution == scale.base:
         model: Recipe = _low(values, {**shared, "share": 1.0}, scale.base, where)
     else:

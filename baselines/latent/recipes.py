@@ -132,7 +132,7 @@ def build(scale: Scale, resolution: int) -> Generator:
     if unknown := sorted(set(values) - KNOWN):
         raise UserError(f"{where}: unknown key '{unknown[0]}' (known: {', '.join(sorted(KNOWN))})")
     match = values.get("match", "chain")
-    match = scale.pagoda_model(resolution) if match == "chain" else match
+    match = scale.work_of(resolution) if match == "chain" else match
     shared: dict[str, Any] = {"data": scale.data, "seed": scale.seed, "match": match}
     first = {**values["autoencoder"], **shared, "features": scale.feature_net(), "resolution": resolution}
     autoencoder = Autoencoder.load(first, f"{where}.autoencoder")

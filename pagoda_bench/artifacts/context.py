@@ -34,6 +34,7 @@ class StageContext:
     data: Mapping[str, Path] = field(default_factory=dict)  # place of images, by digest; "*" stands for any
     report: Callable[[int, int, Mapping[str, float | str]], None] = _silent
     facts: dict[str, Any] = field(default_factory=dict)
+    counting: bool = False  # only the work is asked for: nothing is to be learnt or computed that can be done without
 
     @classmethod
     def for_test(

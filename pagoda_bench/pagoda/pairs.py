@@ -91,15 +91,17 @@ class Pairing:
 def run(recipe: Pairs, ctx: Any) -> None:
     """The stage: makes the shards that nobody has made, waits for those in other hands, checks all, publishes."""
     pairing, net = Pairing(recipe, ctx), load(recipe.teacher, ctx).to(compute_device())
-    writer = pairing.writer(ctx.work)
-    writer.finish(lambda start, stop: pairing.latents(net, start, stop), progress=ctx.progress)
-    writer.publish(ctx.out / FOLDER, pairing.about)
     # Counted on two images: inversion does the same operations for each.
     with FlopCounterMode(display=False) as counter:
         pairing._batch(net, np.arange(2))
+    ctx.record(training_flops=counter.get_total_flops() / 2 * pairing.layout.rows)
+    if ctx.counting:
+        return
+    writer = pairing.writer(ctx.work)
+    writer.finish(lambda start, stop: pairing.latents(net, start, stop), progress=ctx.progress)
+    writer.publish(ctx.out / FOLDER, pairing.about)
     z = Sharded(ctx.out / FOLDER)
     ctx.record(
-        training_flops=counter.get_total_flops() / 2 * len(z),
         latent_std=_std(z),
         pairs=len(z),
         device=str(next(net.parameters()).device),
@@ -126,6 +128,9 @@ class Latents:
         folder = ctx.input(recipe)
         self._rows: Sharded | NDArray[Any]
         rows, r = recipe.count * (2 if recipe.flip else 1), recipe.teacher.net.resolution
+        if ctx.counting:
+            self._rows = np.broadcast_to(np.zeros((), np.float16), (rows, 3, r, r))
+            return
         if (folder / SINGLE).is_file():
             single: NDArray[Any] = np.load(folder / SINGLE, mmap_mode="r")
             self._rows, found = single, single.shape

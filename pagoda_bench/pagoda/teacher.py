@@ -18,6 +18,7 @@ from pagoda_bench.nets.features import from_network, to_network
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.stages import EDM, FeatureNet
+from pagoda_bench.recipes.work import Work
 from pagoda_bench.sampling.noise import noise
 from pagoda_bench.training import parallel
 from pagoda_bench.training.averages import averaged, averages, save_averages
@@ -94,7 +95,9 @@ def _samples(net: UNet, ema: EMA, indices: NDArray[np.int64], labels: NDArray[np
 
 def upstream_work(recipe: Recipe, ctx: Any) -> float:
     """Counted training work of `recipe` and everything upstream of it, each artifact once; the feature network, which judges
-    all rows alike, is not part of it."""
+    all rows alike, is not part of it. Of a `Work`, that of the chain which it counted."""
+    if isinstance(recipe, Work):
+        return float(ctx.provenance(recipe)["matched"])
     provenance = ctx.provenance(recipe)
     parts = {**provenance[UPSTREAM_FLOPS], recipe.kind: provenance[FLOPS]}
     return float(sum(flops for name, flops in parts.items() if not name.startswith(f"{FeatureNet.kind}/")))

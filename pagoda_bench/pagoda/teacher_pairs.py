@@ -33,13 +33,15 @@ SEED = 2**32  # far from the seeds of samples that are scored
 def run(recipe: TeacherPairs, ctx: Any) -> None:
     """Payload: `images/`, shards of `dtype`, (count, 3, R, R) in about [-1, 1]."""
     net = load(recipe.teacher, ctx).to(compute_device())
-    about, writer = _writer(recipe, ctx)
-    writer.finish(partial(_rows, recipe, net), progress=ctx.progress)
-    writer.publish(ctx.out / FOLDER, about)
     with FlopCounterMode(display=False) as counter:
         samples(recipe, net, np.arange(2))
     device = str(next(net.parameters()).device)
     ctx.record(training_flops=counter.get_total_flops() / 2 * recipe.count, pairs=recipe.count, device=device)
+    if ctx.counting:
+        return
+    about, writer = _writer(recipe, ctx)
+    writer.finish(partial(_rows, recipe, net), progress=ctx.progress)
+    writer.publish(ctx.out / FOLDER, about)
 
 
 def shard(recipe: TeacherPairs, ctx: Any, index: int, count: int) -> bool:
@@ -89,6 +91,11 @@ class TeacherImages:
     """The images of a `TeacherPairs` artifact: `images[rows]` is float32 (N, 3, R, R)."""
 
     def __init__(self, recipe: TeacherPairs, ctx: Any) -> None:
+        self._rows: Sharded | NDArray[Any]
+        if ctx.counting:
+            r = recipe.teacher.net.resolution
+            self._rows = np.broadcast_to(np.zeros((), np.float32), (recipe.count, 3, r, r))
+            return
         self._rows = Sharded(ctx.input(recipe) / FOLDER)
         if self._rows.about.get("recipe") != recipe.key or len(self._rows) != recipe.count:
             raise UserError(f"the pairs in {ctx.input(recipe)} are of another recipe than {recipe.key}: make them again")

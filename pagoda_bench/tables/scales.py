@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from pagoda_bench.errors import UserError
-from pagoda_bench.recipes.base import Config
+from pagoda_bench.recipes.base import Config, Recipe
 from pagoda_bench.recipes.data import DataConfig, Split
 from pagoda_bench.recipes.features import Features, Pretrained
 from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, Pairs, Reference
+from pagoda_bench.recipes.work import Work
 
 
 class Sampling(Config):
@@ -46,6 +47,7 @@ class Scale(Config):
     points_top: int | None = None  # of the multi-step row at the top, where it differs
     score: Sampling
     full: Sampling
+    count_ahead: bool = True  # false where a step is more than one machine holds: rows of equal work then wait for the chain
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)  # values of methods from other packages, by method
 
     @model_validator(mode="after")
@@ -85,7 +87,7 @@ class Scale(Config):
 
     def edm_model(self) -> EDM:
         """The multi-step row: trained directly at the top, for as much work as the whole PaGoDA chain."""
-        section = {"seed": self.seed, **self.edm, "data": self.data, "match": self.pagoda_model(self.top)}
+        section = {"seed": self.seed, **self.edm, "data": self.data, "match": self.work_of(self.top)}
         section["train"] = {"steps": 1, **section.get("train", {})}  # ignored: `match` decides
         return self._at(EDM.load(section, self._where("edm")), self.top)
 
@@ -105,6 +107,11 @@ class Scale(Config):
         if model.net.output_resolution != resolution:
             raise UserError(f"scale '{self.name}' has no {resolution} px; its resolutions are {_text(self.resolutions)}")
         return model
+
+    def work_of(self, resolution: int) -> Recipe:
+        """What rows of equal work are matched with: the work of the one-step generator at a resolution and all it takes."""
+        model = self.pagoda_model(resolution)
+        return Work(of=model) if self.count_ahead else model
 
     def reference(self, resolution: int, sampling: Sampling) -> Reference:
         return Reference(

@@ -39,6 +39,7 @@ class Context(Protocol):
 
     work: Path
     out: Path
+    counting: bool
 
     def progress(self, done: int, total: int, **info: float | str) -> None: ...
 
@@ -113,6 +114,9 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
         with autocast(config.precision, kind):
             counts.flops = _count(task, seed) * parallel.world()
     steps = task.steps = total(counts.flops) if total else config.steps
+    if ctx.counting:
+        ctx.record(training_flops=float(counts.flops) * steps, steps=steps)
+        return
     log = Log(ctx.work, steps, counts.step, events=parallel.rank() == 0)
     beside = Milestones(task, config, steps, log, ctx.work, counts.seen)
     with notices() as told:
