@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pagoda_bench.errors import UserError
+from pagoda_bench.nets.device import keep_freed_memory
 from pagoda_bench.recipes.stages import TrainConfig
 from pagoda_bench.training import checkpoints, parallel, sharding
 from pagoda_bench.training.logs import CSV, GRIDS, Log
@@ -109,6 +110,8 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
     where the recipe says so, with the last good checkpoint kept.
     """
     kind = next((p.device.type for net in task.nets.values() for p in net.parameters()), "cpu")
+    if kind == "cpu":
+        keep_freed_memory()
     counts = _resume(ctx.work, task)
     if not counts.flops:
         with autocast(config.precision, kind):
