@@ -103,6 +103,6 @@ def _events(name: str, start: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(
-            f"{TENSORBOARD} is set, but tensorboard is not installed: pip install tensorboard, or unset it"
+            f"{TENSORBOARD} is set, but tensorboard is not installed: pip install 'pagoda-bench[logs]', or unset it"
         ) from None
     return SummaryWriter(str(Path(folder, name)), purge_step=start)
