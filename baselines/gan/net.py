@@ -5,6 +5,7 @@ What a stage grows is a block. All that lies below it is the generator of the st
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ class Mapping(nn.Module):
         self.embed = nn.Embedding(config.classes, config.latent)
         sizes = [2 * config.latent, *[config.width] * config.mapping]
         rate = config.mapping_rate
-        self.layers = nn.ModuleList(EqualLinear(a, b, rate=rate) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(EqualLinear(a, b, rate=rate) for a, b in pairwise(sizes))
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         x = torch.cat([normalised(z), normalised(self.embed(labels))], 1)

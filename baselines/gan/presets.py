@@ -7,8 +7,16 @@ from typing import Any
 
 Values = dict[str, Any]
 
-_TRAIN: Values = {"batch": 32, "lr": 2.0e-3, "betas": [0.0, 0.99], "ema": 0.995}
-_LONG: Values = {"steps": 500_000, "batch": 2048, "lr": 2.5e-3, "betas": [0.0, 0.99], "warmup": 1, "ema": 0.998, "schedule": "constant"}
+_TRAIN: Values = {"batch": 32, "lr": 2.0e-3, "betas": [0.0, 0.99], "ema": 0.995, "precision": "bf16"}
+_LONG: Values = {
+    "steps": 500_000,
+    "batch": 2048,
+    "lr": 2.5e-3,
+    "betas": [0.0, 0.99],
+    "warmup": 1,
+    "ema": 0.998,
+    "schedule": "constant",
+}
 
 PRESETS: dict[str, Values] = {
     "smoke": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,7 +24,9 @@ class StyleConfig(Config):
     grid: int = Field(4, gt=0)  # px of the learnt constant
     channels: tuple[int, ...]
     layers: tuple[int, ...]
-    latent: int = Field(64, gt=0)  # of z: small, since natural images have few dimensions of their own (2202.00273, Section 3.1)
+    latent: int = Field(
+        64, gt=0
+    )  # of z: small, since natural images have few dimensions of their own (2202.00273, Section 3.1)
     width: int = Field(128, gt=0)  # of w
     mapping: int = Field(2, ge=1)  # layers
     mapping_rate: float = Field(0.01, gt=0)  # their learning rate, as a factor
@@ -150,7 +152,11 @@ def build(scale: Scale, resolution: int) -> Generator:
         raise UserError(f"{where}: unknown key '{unknown[0]}' (known: {', '.join(sorted(KNOWN))})")
     match = values.get("match", "chain")
     shared = {"match": scale.work_of(resolution) if match == "chain" else match}
-    shared |= {"data": scale.data, "seed": scale.seed, "adversary": Adversary.load(values.get("adversary", {}), f"{where}.adversary")}
+    shared |= {
+        "data": scale.data,
+        "seed": scale.seed,
+        "adversary": Adversary.load(values.get("adversary", {}), f"{where}.adversary"),
+    }
     if shared["adversary"].features == "embedded":
         shared["features"] = scale.feature_net()
     sections = [{**values.get("stem", {}), "net": values["net"]}, *values.get("grown", [])]

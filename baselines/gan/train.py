@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from baselines.batches import images_of_step
@@ -134,8 +135,8 @@ def start_from(net: StyleNet, below: StyleConfig, path: Path) -> int:
     assert not left.unexpected_keys
     assert all(name.startswith(f"blocks.{start}.") for name in left.missing_keys)
     net.requires_grad_(False)
-    new = net.blocks[start:].requires_grad_(True)
-    for block in new:
+    for block in list(net.blocks)[start:]:
+        block.requires_grad_(True)
         nn.init.zeros_(block.get_submodule("to_rgb").get_parameter("weight"))
     return start
 
@@ -158,7 +159,7 @@ def _fit(recipe: Gan, net: StyleNet, start: int, ctx: Any) -> None:
     if (stored := look.stored()) is not None:
         nets["projections"] = stored
 
-    def samples() -> np.ndarray:
+    def samples() -> NDArray[np.uint8]:
         z, labels = torch.from_numpy(noise(np.arange(SHOWN), (net.config.latent,))), torch.arange(SHOWN) % len(data.classes)
         with averaged(net, ema):
             return from_network(net(z, labels))
