@@ -239,7 +239,7 @@ def test_all_levels_together_cost_what_they_are_matched_with(store: Store, tmp_p
     matched = EDM(data=DATA, net=UNetConfig(resolution=8), train=SHORT, seed=9)
     folders = {recipe.key: tmp_path / recipe.key for recipe in (matched,)}
     folders[matched.key].mkdir()
-    whole, spent, upstream = 6e8, 0.0, {}
+    whole, spent, upstream = 1e8, 0.0, {}
     (folders[matched.key] / "provenance.json").write_text(
         json.dumps({"training_flops": whole, "upstream_training_flops": {}}), encoding="utf-8"
     )
@@ -254,7 +254,7 @@ def test_all_levels_together_cost_what_they_are_matched_with(store: Store, tmp_p
         ctx = StageContext.for_test(folders[recipe.key], tmp_path / f"work-{recipe.key}", folders)
         (train.stem if recipe is stem else train.grown)(recipe, ctx)  # type: ignore[arg-type]
         flops, steps = ctx.facts["training_flops"], ctx.facts["steps"]
-        assert steps > 3
+        assert steps > 1
         spent += flops
         assert spent == pytest.approx(recipe.share * whole, abs=0.5 * flops / steps + 1)
         facts = {"training_flops": flops, "upstream_training_flops": upstream}

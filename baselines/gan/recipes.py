@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -151,7 +151,7 @@ def build(scale: Scale, resolution: int) -> Generator:
     if unknown := sorted(set(values) - KNOWN):
         raise UserError(f"{where}: unknown key '{unknown[0]}' (known: {', '.join(sorted(KNOWN))})")
     match = values.get("match", "chain")
-    shared = {"match": scale.work_of(resolution) if match == "chain" else match}
+    shared: dict[str, Any] = {"match": scale.work_of(resolution) if match == "chain" else match}
     shared |= {
         "data": scale.data,
         "seed": scale.seed,
