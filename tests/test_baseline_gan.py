@@ -28,9 +28,9 @@ from pagoda_bench.recipes.data import EmbeddedData
 from pagoda_bench.recipes.stages import EDM, FeatureNet, TrainConfig, UNetConfig
 from pagoda_bench.sampling.generators import load
 
-DATA = EmbeddedData(master=16)
+DATA = EmbeddedData(master=32)
 SHORT = TrainConfig(steps=3, batch=4, warmup=1)
-FEATURES = FeatureNet(data=DATA, train=SHORT, width=8, resolution=16)
+FEATURES = FeatureNet(data=DATA, train=SHORT, width=8, resolution=32)
 SMALL = StyleConfig(channels=(8, 8), layers=(1, 2), latent=6, width=12)
 COMMON: dict[str, Any] = {"data": DATA, "train": SHORT, "features": FEATURES, "adversary": Adversary(width=8)}
 STEM = GanStem(net=SMALL, **COMMON)
@@ -239,7 +239,7 @@ def test_all_levels_together_cost_what_they_are_matched_with(store: Store, tmp_p
     matched = EDM(data=DATA, net=UNetConfig(resolution=8), train=SHORT, seed=9)
     folders = {recipe.key: tmp_path / recipe.key for recipe in (matched,)}
     folders[matched.key].mkdir()
-    whole, spent, upstream = 1e8, 0.0, {}
+    whole, spent, upstream = 4e8, 0.0, {}
     (folders[matched.key] / "provenance.json").write_text(
         json.dumps({"training_flops": whole, "upstream_training_flops": {}}), encoding="utf-8"
     )
