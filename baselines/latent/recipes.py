@@ -69,7 +69,11 @@ class Autoencoder(Trained, kind="autoencoder"):
 
 
 class LatentDiffusion(Trained, kind="latent-diffusion"):
-    """Stage 2: an EDM diffusion model of the latents, which are shifted and scaled to EDM's deviation of 0.5 a channel."""
+    """Stage 2: an EDM diffusion model of the latents, which are shifted and scaled to EDM's deviation of 0.5 a channel.
+
+    With `drop`, that part of the labels is replaced by one more class, "none", whose number is `net.classes`: the model then
+    knows the latents without a class too, as classifier-free guidance wants (Ho and Salimans, arXiv 2207.12598).
+    """
 
     runner: ClassVar[str] = "baselines.latent.train:diffusion"
 
@@ -77,6 +81,12 @@ class LatentDiffusion(Trained, kind="latent-diffusion"):
     net: UNetConfig
     p_mean: float = -1.2
     p_std: float = 1.2
+    drop: float = Field(0.0, ge=0, lt=1)
+
+    @property
+    def unet(self) -> UNetConfig:
+        """The network as it is built: with the class "none" where labels are dropped."""
+        return self.net.model_copy(update={"classes": self.net.classes + 1}) if self.drop else self.net
 
     @model_validator(mode="after")
     def _fits(self) -> LatentDiffusion:
