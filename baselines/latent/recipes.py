@@ -28,6 +28,7 @@ class AutoencoderConfig(Config):
     latent: int = 3  # channels
     groups: int = 32  # of the norms
     codes: int = Field(0, ge=0)  # size of the codebook (VQ); 0: a Gaussian posterior (KL)
+    attention: tuple[int, ...] = ()  # levels, 0 the finest, that have it behind each block; the middle always has it
 
     @property
     def factor(self) -> int:
@@ -38,6 +39,8 @@ class AutoencoderConfig(Config):
     def _divisible(self) -> AutoencoderConfig:
         if not self.widths or any(w % self.groups for w in self.widths):
             raise ValueError(f"widths {list(self.widths)} must all be multiples of groups={self.groups}")
+        if unknown := [level for level in self.attention if not 0 <= level < len(self.widths)]:
+            raise ValueError(f"attention at level {unknown[0]}, but the levels are 0 to {len(self.widths) - 1}")
         return self
 
 

@@ -123,7 +123,7 @@ def build(scale: Scale, resolution: int) -> Generator:
     if unknown := sorted(set(values) - KNOWN):
         raise UserError(f"{where}: unknown key '{unknown[0]}' (known: {', '.join(sorted(KNOWN))})")
     below = section(latent.PRESETS, scale.methods.get("latent", {}), scale.name, "latent")
-    match = values.get("match", "chain")
+    match = values.get("match", below.get("match", "chain"))
     match = scale.work_of(resolution) if match == "chain" else match
     shared: dict[str, Any] = {"data": scale.data, "seed": scale.seed, "match": match}
 
