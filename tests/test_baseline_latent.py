@@ -12,10 +12,12 @@ from toy_scale import toy_scale
 
 from baselines.latent import train
 from baselines.latent.net import Autoencoder, Codebook
+from baselines.latent.presets import LAYOUTS
 from baselines.latent.recipes import AutoencoderConfig, Latent, build
 from pagoda_bench.data import open_dataset
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.features import to_network
+from pagoda_bench.nets.unet import UNet
 from pagoda_bench.recipes.data import EmbeddedData
 
 SMALL = AutoencoderConfig(widths=(8, 16, 16), layers=2, groups=4)
@@ -33,18 +35,25 @@ def randomised(config: AutoencoderConfig) -> Autoencoder:
     return net.eval().requires_grad_(False)
 
 
-def test_the_kl_network_is_that_of_diffusers() -> None:
+def of_diffusers(config: AutoencoderConfig) -> Any:
+    """Their class with the layout of a config."""
     diffusers = pytest.importorskip("diffusers")
-    ours = randomised(SMALL)
-    theirs = diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=SMALL.widths,
-        layers_per_block=SMALL.layers,
-        latent_channels=3,
-        norm_num_groups=SMALL.groups,
+    attends = [level in config.attention for level in range(len(config.widths))]
+    codebook = {"num_vq_embeddings": config.codes} if config.codes else {}
+    return (diffusers.VQModel if config.codes else diffusers.AutoencoderKL)(
+        down_block_types=tuple("AttnDownEncoderBlock2D" if at else "DownEncoderBlock2D" for at in attends),
+        up_block_types=tuple("AttnUpDecoderBlock2D" if at else "UpDecoderBlock2D" for at in reversed(attends)),
+        block_out_channels=config.widths,
+        layers_per_block=config.layers,
+        latent_channels=config.latent,
+        norm_num_groups=config.groups,
         sample_size=16,
+        **codebook,
     ).eval()
+
+
+def test_the_kl_network_is_that_of_diffusers() -> None:
+    ours, theirs = randomised(SMALL), of_diffusers(SMALL)
     theirs.load_state_dict({k: v for k, v in ours.state_dict().items() if k not in ("shift", "scale")}, strict=True)
     with torch.no_grad():
         posterior = theirs.encode(image()).latent_dist
@@ -55,24 +64,48 @@ def test_the_kl_network_is_that_of_diffusers() -> None:
         torch.testing.assert_close(ours.decode(z), theirs.decode(z).sample, atol=1e-4, rtol=1e-4)
 
 
-def test_the_vq_network_is_that_of_diffusers() -> None:
-    diffusers = pytest.importorskip("diffusers")
-    ours = randomised(SMALL.model_copy(update={"codes": 11}))
-    theirs = diffusers.VQModel(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=SMALL.widths,
-        layers_per_block=SMALL.layers,
-        latent_channels=3,
-        norm_num_groups=SMALL.groups,
-        num_vq_embeddings=11,
-        sample_size=16,
-    ).eval()
+@pytest.mark.parametrize("attention", [(), (1,), (0, 2)])
+def test_the_vq_network_is_that_of_diffusers(attention: tuple[int, ...]) -> None:
+    config = SMALL.model_copy(update={"codes": 11, "attention": attention})
+    ours, theirs = randomised(config), of_diffusers(config)
     theirs.load_state_dict({k: v for k, v in ours.state_dict().items() if k not in ("shift", "scale")}, strict=True)
     with torch.no_grad():
         torch.testing.assert_close(ours.latents_of(image()), theirs.encode(image()).latents, atol=1e-4, rtol=1e-4)
         z = image(2, 4)
         torch.testing.assert_close(ours.image_of(z), theirs.decode(z).sample, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_the_published_layouts_are_those_of_diffusers(name: str) -> None:
+    """Every tensor by name and shape, on the meta device."""
+    config = AutoencoderConfig.model_validate(LAYOUTS[name])
+    with torch.device("meta"):
+        ours, theirs = Autoencoder(config), of_diffusers(config)
+    shapes = {key: value.shape for key, value in ours.state_dict().items() if key not in ("shift", "scale")}
+    assert shapes == {key: value.shape for key, value in theirs.state_dict().items()}
+    assert f"f{config.factor}" == name.partition("-")[2]
+
+
+def test_the_published_layouts_have_their_sizes() -> None:
+    """83,653,863 is what the autoencoder of Stable Diffusion 1 (kl-f8) is known to have."""
+    found = {}
+    for name, layout in LAYOUTS.items():
+        with torch.device("meta"):
+            net = Autoencoder(AutoencoderConfig.model_validate(layout))
+        found[name] = sum(p.numel() for p in net.parameters())
+        assert all(p.device.type == "meta" for p in net.parameters())
+    assert found["kl-f8"] == 83_653_863
+    # VQ has codes of 3 values; KL has twice the channels in the encoder's last two convolutions.
+    assert found["vq-f4"] - found["kl-f4"] == 8192 * 3 - (3 * 512 * 9 + 3) - ((6 * 6 + 6) - (3 * 3 + 3))
+
+
+def test_the_paper_scale_can_be_built() -> None:
+    found = build(toy_scale(latent={"preset": "ldm-4"}), 256)
+    assert isinstance(found, Latent)
+    assert (found.through.net.factor, found.through.net.codes, found.of.net.resolution) == (4, 8192, 64)
+    with torch.device("meta"):
+        net = UNet(found.of.unet)
+    assert sum(p.numel() for p in net.parameters()) > 2.5e8
 
 
 def test_kl_is_the_divergence_of_two_gaussians() -> None:
@@ -135,6 +168,7 @@ def test_rows_of_the_method() -> None:
     [
         ({"autoencodr": {}}, "unknown key 'autoencodr'"),
         ({"autoencoder": {"net": {"groups": 3}}}, "multiples of groups=3"),
+        ({"autoencoder": {"net": {"attention": [2]}}}, "the levels are 0 to 1"),
         ({"autoencoder": {"net": {"latent": 4}}}, "`latent` must be 3"),
         ({"diffusion": {"net": {"resolution": 4}}}, "latents have 8 px, the network 4"),
     ],

@@ -149,19 +149,24 @@ class Resample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks, then perhaps a change of size, under the name that diffusers gives it."""
+    """Residual blocks, perhaps with attention behind each, then perhaps a change of size, under the names that diffusers gives
+    them."""
 
-    def __init__(self, width: int, to: int, layers: int, groups: int, resample: str) -> None:
+    def __init__(self, width: int, to: int, layers: int, groups: int, resample: str, attention: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList([Residual(width if i == 0 else to, to, groups) for i in range(layers)])
+        if attention:
+            self.attentions = nn.ModuleList([Attention(to, groups) for _ in range(layers)])
         if resample == "down":
             self.downsamplers = nn.ModuleList([Resample(to, up=False)])
         elif resample == "up":
             self.upsamplers = nn.ModuleList([Resample(to, up=True)])
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.resnets:
+        for i, block in enumerate(self.resnets):
             x = block(x)
+            if hasattr(self, "attentions"):
+                x = self.attentions[i](x)
         for name in ("downsamplers", "upsamplers"):
             for resample in getattr(self, name, ()):
                 x = resample(x)
@@ -173,9 +178,10 @@ class Encoder(nn.Module):
         super().__init__()
         widths, groups, last = config.widths, config.groups, len(config.widths) - 1
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList(
-            [Level(widths[max(0, i - 1)], w, config.layers, groups, "down" if i < last else "") for i, w in enumerate(widths)]
-        )
+        self.down_blocks = nn.ModuleList()
+        for i, w in enumerate(widths):
+            resample = "down" if i < last else ""
+            self.down_blocks.append(Level(widths[max(0, i - 1)], w, config.layers, groups, resample, i in config.attention))
         self.mid_block = Middle(widths[-1], groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], out, 3, padding=1)
@@ -194,9 +200,10 @@ class Decoder(nn.Module):
         widths, groups, last = config.widths[::-1], config.groups, len(config.widths) - 1
         self.conv_in = nn.Conv2d(config.latent, widths[0], 3, padding=1)
         self.mid_block = Middle(widths[0], groups)
-        self.up_blocks = nn.ModuleList(
-            [Level(widths[max(0, i - 1)], w, config.layers + 1, groups, "up" if i < last else "") for i, w in enumerate(widths)]
-        )
+        self.up_blocks = nn.ModuleList()
+        for i, w in enumerate(widths):
+            resample, attends = "up" if i < last else "", last - i in config.attention
+            self.up_blocks.append(Level(widths[max(0, i - 1)], w, config.layers + 1, groups, resample, attends))
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 

@@ -28,6 +28,7 @@ class AutoencoderConfig(Config):
     latent: int = 3  # channels
     groups: int = 32  # of the norms
     codes: int = Field(0, ge=0)  # size of the codebook (VQ); 0: a Gaussian posterior (KL)
+    attention: tuple[int, ...] = ()  # levels, 0 the finest, that have it behind each block; the middle always has it
 
     @property
     def factor(self) -> int:
@@ -38,6 +39,8 @@ class AutoencoderConfig(Config):
     def _divisible(self) -> AutoencoderConfig:
         if not self.widths or any(w % self.groups for w in self.widths):
             raise ValueError(f"widths {list(self.widths)} must all be multiples of groups={self.groups}")
+        if unknown := [level for level in self.attention if not 0 <= level < len(self.widths)]:
+            raise ValueError(f"attention at level {unknown[0]}, but the levels are 0 to {len(self.widths) - 1}")
         return self
 
 
@@ -69,7 +72,11 @@ class Autoencoder(Trained, kind="autoencoder"):
 
 
 class LatentDiffusion(Trained, kind="latent-diffusion"):
-    """Stage 2: an EDM diffusion model of the latents, which are shifted and scaled to EDM's deviation of 0.5 a channel."""
+    """Stage 2: an EDM diffusion model of the latents, which are shifted and scaled to EDM's deviation of 0.5 a channel.
+
+    With `drop`, that part of the labels is replaced by one more class, "none", whose number is `net.classes`: the model then
+    knows the latents without a class too, as classifier-free guidance wants (Ho and Salimans, arXiv 2207.12598).
+    """
 
     runner: ClassVar[str] = "baselines.latent.train:diffusion"
 
@@ -77,6 +84,12 @@ class LatentDiffusion(Trained, kind="latent-diffusion"):
     net: UNetConfig
     p_mean: float = -1.2
     p_std: float = 1.2
+    drop: float = Field(0.0, ge=0, lt=1)
+
+    @property
+    def unet(self) -> UNetConfig:
+        """The network as it is built: with the class "none" where labels are dropped."""
+        return self.net.model_copy(update={"classes": self.net.classes + 1}) if self.drop else self.net
 
     @model_validator(mode="after")
     def _fits(self) -> LatentDiffusion:

@@ -18,7 +18,7 @@ from pagoda_bench.sampling.network import Draw, NetworkSampler
 def load(config: Latent, ctx: Any) -> NetworkSampler:
     """The loader of `Latent`."""
     coder = load_coder(config.through, ctx)
-    net = UNet(config.of.net)
+    net = UNet(config.of.unet)
     load_file_whole(net, ctx.input(config.of) / WEIGHTS)
     net = net.eval().requires_grad_(False)
     side = config.of.net.resolution

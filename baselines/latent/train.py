@@ -94,7 +94,7 @@ def diffusion(recipe: LatentDiffusion, ctx: Any) -> None:
     torch.manual_seed(recipe.seed)
     data = open_dataset(recipe.data, ctx.data_path)
     coder = load_coder(recipe.autoencoder, ctx)
-    net = UNet(recipe.net).train()
+    net = UNet(recipe.unet).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=recipe.train.lr, betas=recipe.train.betas)
     ema, size = EMA(net, recipe.train.ema), recipe.autoencoder.resolution
     batch, side = recipe.train.batch, recipe.net.resolution
@@ -107,6 +107,8 @@ def diffusion(recipe: LatentDiffusion, ctx: Any) -> None:
         (image,), labels = images_of_step(data, [size], batch, index, recipe.seed)
         z = latents(image)
         sigma = stratified_sigma(batch, recipe.p_mean, recipe.p_std)
+        if recipe.drop:
+            labels = torch.where(torch.rand(batch) < recipe.drop, recipe.net.classes, labels)
         loss = training_loss(net, z, labels, torch.randn_like(z), sigma).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -132,15 +132,19 @@ class UNet(nn.Module):
 
     def embed(self, sigma: Tensor | float, labels: Tensor) -> Tensor:
         """(B, 4 * channels): the embedding of t = 250 ln(sigma) plus that of the label. At sigma = 0, t is -25333."""
+        return self.time_embed(self.time_waves(sigma, len(labels))) + self.label_emb(labels)
+
+    def time_waves(self, sigma: Tensor | float, batch: int) -> Tensor:
+        """(batch, channels): cosines and sines of t at geometric frequencies, before any layer."""
         weight = self.label_emb.weight
-        sigma = torch.as_tensor(sigma, device=weight.device).expand(labels.shape[0])
+        sigma = torch.as_tensor(sigma, device=weight.device).expand(batch)
         # As in the field, t is a float32 number, and frequencies and angles are rounded as the weights are (to float32
         # at the coarsest): at sigma = 0, where t is large, the output depends on that rounding by 1e-4.
         t = 250.0 * (sigma.double() + LN_OFFSET).log().float()
         half = self.config.channels // 2
         steps = torch.arange(half, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
         angles = t[:, None].to(steps.dtype) * torch.exp(-math.log(10000.0) * steps / half)
-        return self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=1).to(weight.dtype)) + self.label_emb(labels)
+        return torch.cat([angles.cos(), angles.sin()], dim=1).to(weight.dtype)
 
 
 Resample = Literal["up", "down"] | None

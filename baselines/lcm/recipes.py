@@ -1,0 +1,138 @@
+"""Recipe and rows of latent consistency distillation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from baselines.latent import presets as latent
+from baselines.latent.recipes import Autoencoder, LatentDiffusion
+from baselines.lcm.presets import PRESETS
+from baselines.sections import section
+from pagoda_bench.errors import UserError
+from pagoda_bench.recipes.base import Config, Recipe
+from pagoda_bench.recipes.methods import describe
+from pagoda_bench.recipes.stages import Generator
+from pagoda_bench.recipes.trained import Trained
+from pagoda_bench.recipes.values import merged
+
+if TYPE_CHECKING:
+    from pagoda_bench.tables.scales import Scale
+
+
+class GuidedObjective(Config):
+    """The choices of the distillation. Defaults are the official script's, and the noise schedule that of its teacher, Stable
+    Diffusion; but for the range of w, which is 5 to 15 there, with text."""
+
+    points: int = Field(50, ge=2)  # times of the grid: the skipping step is k = 1000 / points
+    w: tuple[float, float] = (0.0, 2.0)  # drawn evenly between these, per image; 0 is no guidance
+    distance: Literal["huber", "l2"] = "huber"
+    huber: float = Field(1e-3, gt=0)
+    decay: float = Field(0.95, ge=0, lt=1)  # mu of the target network; 0: the target is the network itself
+    width: int = Field(256, ge=4, multiple_of=2)  # of the embedding of w
+    beta_min: float = Field(0.00085, gt=0, lt=1)
+    beta_max: float = Field(0.012, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> GuidedObjective:
+        if 1000 % self.points:
+            raise ValueError(f"points must divide 1000, so that the skipping step is whole, not {self.points}")
+        if not 0 <= self.w[0] <= self.w[1]:
+            raise ValueError(f"w must be a range from 0 upwards, not {list(self.w)}")
+        if self.beta_min > self.beta_max:
+            raise ValueError(f"beta_min {self.beta_min:g} is above beta_max {self.beta_max:g}: noise must grow with time")
+        return self
+
+
+class LatentConsistency(Trained, kind="lcm"):
+    """The student starts from the teacher's weights; its targets from one guided DDIM step down the teacher's ODE."""
+
+    runner: ClassVar[str] = "baselines.lcm.train:run"
+
+    teacher: LatentDiffusion
+    objective: GuidedObjective = GuidedObjective()
+
+    def inputs(self) -> list[Recipe]:
+        return [*super().inputs(), self.teacher.autoencoder]  # images become latents by it
+
+    @model_validator(mode="after")
+    def _guidable(self) -> LatentConsistency:
+        if self.data != self.teacher.data:
+            raise ValueError("a student is distilled on its teacher's data: give both the same")
+        if not self.teacher.drop:
+            raise ValueError("guidance needs a teacher that has seen images without a label: set its `drop` above 0")
+        return self
+
+    @property
+    def title(self) -> str:
+        return f"latent consistency {self.teacher.autoencoder.resolution}px"
+
+
+class LatentConsistencySampler(Generator, kind="latent-consistency"):
+    """Latents by multistep consistency sampling, decoded. Evaluations are the student's, one a step: guidance costs none."""
+
+    loader: ClassVar[str] = "baselines.lcm.sample:load"
+
+    of: LatentConsistency
+    through: Autoencoder
+    steps: int = Field(4, ge=1)
+    w: float
+
+    @model_validator(mode="after")
+    def _within(self) -> LatentConsistencySampler:
+        low, high = self.of.objective.w
+        if not low <= self.w <= high:
+            raise ValueError(f"w={self.w:g} lies outside what the student was trained for, {low:g} to {high:g}")
+        if self.steps > self.of.objective.points:
+            raise ValueError(f"steps={self.steps} is more than the {self.of.objective.points} times that the student knows")
+        return self
+
+    @property
+    def resolution(self) -> int:
+        return self.of.teacher.autoencoder.resolution
+
+
+KNOWN = {"autoencoder", "diffusion", "distillation", "steps", "w", "match"}
+_TOY_TRAIN = {"steps": 4, "batch": 8, "warmup": 1}
+
+
+@describe(
+    title="Latent consistency distillation",
+    paper="arXiv 2310.04378 (Luo, Tan, Huang, Li, Zhao 2023)",
+    reference="baselines/lcm, written from the paper; formulas as in diffusers' distillation script",
+    weights="SimianLuo/LCM_Dreamshaper_v7 and latent-consistency/lcm-sdxl (text to image); not loaded here",
+    licence="MIT (published code and LCM_Dreamshaper_v7)",
+    tested="closed form of a guided Gaussian; diffusers' LCMScheduler, DDIMScheduler and TimestepEmbedding",
+    at="top",
+    toy={
+        "autoencoder": {"net": {"widths": [8, 16], "groups": 4}, "train": _TOY_TRAIN},
+        "diffusion": {
+            "net": {"channels": 16, "encoder": [1, 2], "attention": [4], "group_channels": 4},
+            "train": _TOY_TRAIN,
+        },
+        "distillation": {"train": _TOY_TRAIN, "objective": {"points": 10, "width": 16}},
+        "steps": 3,
+        "match": None,
+    },
+)
+def build(scale: Scale, resolution: int) -> Generator:
+    """The autoencoder of `latent` at this scale, a teacher of its latents that drops labels, and the student."""
+    where = f"scale '{scale.name}', methods.lcm"
+    values = section(PRESETS, scale.methods.get("lcm", {}), scale.name, "lcm")
+    if unknown := sorted(set(values) - KNOWN):
+        raise UserError(f"{where}: unknown key '{unknown[0]}' (known: {', '.join(sorted(KNOWN))})")
+    below = section(latent.PRESETS, scale.methods.get("latent", {}), scale.name, "latent")
+    match = values.get("match", below.get("match", "chain"))
+    match = scale.work_of(resolution) if match == "chain" else match
+    shared: dict[str, Any] = {"data": scale.data, "seed": scale.seed, "match": match}
+
+    first = merged(below["autoencoder"], values.get("autoencoder", {}))
+    first = {**first, **shared, "features": scale.feature_net(), "resolution": resolution}
+    autoencoder = Autoencoder.load(first, f"{where}.autoencoder")
+    second = {**merged(below["diffusion"], values["diffusion"]), **shared, "autoencoder": autoencoder}
+    second["net"] = {"resolution": resolution // autoencoder.net.factor, **second.get("net", {})}
+    teacher = LatentDiffusion.load(second, f"{where}.diffusion")
+    student = LatentConsistency.load({**values["distillation"], **shared, "teacher": teacher}, f"{where}.distillation")
+    row = {name: values[name] for name in ("steps", "w") if name in values}
+    return LatentConsistencySampler.load({"of": student, "through": autoencoder, **row}, where)
