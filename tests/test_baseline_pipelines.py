@@ -114,7 +114,7 @@ def test_a_row_is_the_pipeline_called_by_hand(name: str, folder: Path) -> None:
 
 
 def test_deepfloyd_is_its_pipelines_called_by_hand(folder: Path) -> None:
-    one, two, _ = (*tiny_paths(folder), None)
+    one, two = folder / "if" / "one", folder / "if" / "two"
     images, _, _ = sampled(deepfloyd(folder, 32, prompts={"source": "classes", "template": "photo of {}"}), [2])
     base = diffusers.IFPipeline.from_pretrained(one, use_safetensors=True)
     above = diffusers.IFSuperResolutionPipeline.from_pretrained(two, use_safetensors=True)
@@ -126,10 +126,6 @@ def test_deepfloyd_is_its_pipelines_called_by_hand(folder: Path) -> None:
     made = above(image=low, num_inference_steps=2, **words).images[0]
     expected = ((made + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0).numpy()
     assert np.abs(images[0].astype(int) - expected).max() <= 1
-
-
-def tiny_paths(folder: Path) -> tuple[Path, Path]:
-    return folder / "if" / "one", folder / "if" / "two"
 
 
 def test_smaller_rows_are_box_means(folder: Path) -> None:
@@ -149,6 +145,8 @@ def test_what_is_recorded(folder: Path) -> None:
         "resize": "box mean of 8-bit images, 32 to 16 px",
         "precision": "float32",
         "pass_size": 4,
+        "guidance": 7.5,
+        "guidance_form": "u + s (c - u)",
         "nfe_conditional": 1,
         "nfe_unconditional": 1,
     }

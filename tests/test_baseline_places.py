@@ -149,7 +149,9 @@ def test_what_is_wrong_is_no_matter_of_weights(made: Path, tmp_path: Path) -> No
 
 def test_a_missing_package_names_the_extra(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = places.importlib.util.find_spec
-    monkeypatch.setattr(places.importlib.util, "find_spec", lambda name: None if name == "transformers" else found(name))
+    monkeypatch.setattr(
+        places.importlib.util, "find_spec", lambda name, *rest: None if name == "transformers" else found(name, *rest)
+    )
     with pytest.raises(Unavailable, match=r"package transformers is not installed: pip install 'pagoda-bench\[diffusers\]'"):
         dit(weights=str(made / "dit"))
 
@@ -182,7 +184,7 @@ def test_tensors_that_do_not_fit_are_refused(change: str, words: str, part: str,
 
 
 def test_names_of_older_releases_are_read(folder: Path) -> None:
-    """Attention of autoencoders under its names of 2022, and a table of places that text encoders once saved."""
+    """Attention of autoencoders under its names of 2022; text encoders with a prefix and a table of places."""
     before = load(sd(weights=str(folder / "sd")), ctx()).sample(np.array([3]), np.array([3]))[0]
     path = folder / "sd/vae" / WEIGHTS
     older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -192,7 +194,8 @@ def test_names_of_older_releases_are_read(folder: Path) -> None:
     assert "decoder.mid_block.attentions.0.proj_attn.weight" in state
     save_file(state, path, metadata={"format": "pt"})
     (path,) = (folder / "sd/text_encoder").glob("*.safetensors")
-    states = {**load_file(path), "text_model.embeddings.position_ids": torch.arange(77)[None]}
+    states = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(path).items()}
+    states["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(states, path, metadata={"format": "pt"})
     after = load(sd(weights=str(folder / "sd")), ctx()).sample(np.array([3]), np.array([3]))[0]
     np.testing.assert_array_equal(after, before)

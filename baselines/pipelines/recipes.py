@@ -70,6 +70,7 @@ class Published(Generator):
     precision: Precision = "float32"
     batch: int = Field(4, ge=1)  # images in a pass: float32 networks round differently at another batch
     seed: int = 0
+    guidance: float = Field(1.0, ge=1)  # s of u + s (c - u) everywhere; 1 is off
 
     @property
     def resolution(self) -> int:
@@ -88,7 +89,7 @@ class DiTPublished(Published, kind="dit-published"):
     classes: int
     sampler: Literal["published", "pipeline"] = "published"
     steps: int = Field(250, ge=2, le=1000)
-    guidance: float = Field(1.5, ge=1)  # s of u + s (c - u); 1 is off
+    guidance: float = Field(1.5, ge=1)
     guided_channels: int = Field(3, ge=1)
     variance: Literal["learned", "small"] = "learned"  # small: that of the posterior given x0
 
@@ -103,7 +104,7 @@ class TextToImage(Published, kind="text-to-image"):
     data: DataConfig
     prompts: Prompts = Prompts()
     steps: int = Field(50, ge=1)
-    guidance: float = Field(7.5, ge=1)  # s of u + s (c - u), also for consistency models, whose own w is s - 1
+    guidance: float = Field(7.5, ge=1)  # also of consistency models, whose own w is s - 1
 
 
 class DeepFloyd(Published, kind="deepfloyd-if"):

@@ -42,6 +42,7 @@ class PublishedSampler:
         self.conditional = self.unconditional = 0  # evaluations of an image, of the last call
         resize = "none" if config.native == config.size else f"box mean of 8-bit images, {config.native} to {config.size} px"
         ctx.record(rounding=ROUNDING, resize=resize, precision=config.precision, pass_size=config.batch)
+        ctx.record(guidance=config.guidance, guidance_form="u + s (c - u)")
 
     def sample(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[NDArray[np.uint8], int]:
         """Images uint8 (N, size, size, 3), and the network evaluations each took: guidance that is computed as a second half
@@ -107,7 +108,8 @@ def deepfloyd(config: DeepFloyd, ctx: Any) -> PublishedSampler:
     parts = load_parts(config.weights, IF_BASE, config.precision)
     texts = Texts(config.prompts, config.data, ctx)
     base = _assemble(diffusers.IFPipeline, parts)
-    nets, upscaler = [parts["unet"]], None
+    nets = [parts["unet"]]
+    upscaler: Any = None
     if config.upscaler is not None:
         above = load_parts(config.upscaler, IF_UPSCALER, config.precision)
         nets.append(above["unet"])
