@@ -37,7 +37,7 @@ def reproduce(*arguments: str) -> int:
     return main(["reproduce", "released", *arguments])
 
 
-def test_it_is_planned_without_weights(tmp_path: Path) -> None:
+def test_it_is_planned_without_weights() -> None:
     table = table_of(read_table("released"), None, False, (), {}, planned=True)
     rows = {row.id: row for row in table.rows}
     assert {"dit-256-g-256", "sd-512", "sdxl-512", "lcm-8-256", "if-64", "if-256"} <= rows.keys()
@@ -48,6 +48,9 @@ def test_it_is_planned_without_weights(tmp_path: Path) -> None:
             assert "\n" not in row.unavailable
     assert "hf download facebook/DiT-XL-2-256 --revision main" in rows["dit-256-256"].unavailable
     assert "licence" in rows["if-64"].unavailable
+
+
+def test_its_plan_is_shown(tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="the judge of ImageNet needs it")
     assert reproduce("--dry-run", "--store", str(tmp_path / "store")) == 0
 

@@ -208,7 +208,7 @@ def deepfloyd(scale: Scale, resolution: int) -> Generator:
         )
     weights, found = _weights(options, where, IF_BASE, ("IFPipeline",))
     prompts = _prompts(options, scale, where)
-    values = {**options, "weights": weights, "prompts": prompts, "data": scale.data}
+    values: dict[str, Any] = {**options, "weights": weights, "prompts": prompts, "data": scale.data}
     native = int(found.configs["unet"].get("sample_size") or 64)
     upscaler = {k.removeprefix("upscaler_"): values.pop(k) for k in ("upscaler_revision", "upscaler_variant") if k in values}
     upscaler["weights"] = values.pop("upscaler", None)
@@ -239,7 +239,7 @@ def _text_to_image(scale: Scale, resolution: int, method: str, classes: Sequence
     }[pipeline]
     prompts = _prompts(options, scale, where)
     sizes = _sizes(weights, resolution, int(unet.get("sample_size") or 64) * _factor(found.configs["vae"]))
-    fixed = {"pipeline": pipeline, "weights": weights, "prompts": prompts, "data": scale.data, **sizes}
+    fixed: dict[str, Any] = {"pipeline": pipeline, "weights": weights, "prompts": prompts, "data": scale.data, **sizes}
     return TextToImage.load({**defaults, **options, **fixed}, where)
 
 
@@ -278,7 +278,7 @@ def _named(place: places.Place, digest: str, variant: str) -> Weights:
 def _prompts(options: dict[str, Any], scale: Scale, where: str) -> Prompts:
     """Captions where the data have some, unless `prompts.source` says otherwise."""
     source = "captions" if isinstance(scale.data, EmbeddedData) else "classes"
-    values = {"source": source, **(options.pop("prompts", None) or {})}
+    values: dict[str, Any] = {"source": source, **(options.pop("prompts", None) or {})}
     if (file := options.pop("names", None)) is not None:
         try:
             lines = Path(str(file)).expanduser().read_text(encoding="utf-8").splitlines()
