@@ -204,7 +204,7 @@ def test_tensorboard_that_is_asked_for_and_missing_is_named(tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     train(task(), TrainConfig(steps=1), 0, context(tmp_path / "a"))  # not asked for, not needed
     monkeypatch.setenv("PAGODA_BENCH_TENSORBOARD", str(tmp_path / "events"))
-    with pytest.raises(UserError, match="tensorboard is not installed: pip install 'pagoda-bench.logs.', or unset it"):
+    with pytest.raises(UserError, match=r"tensorboard is not installed: pip install 'pagoda-bench\[logs\]', or unset it"):
         train(task(), TrainConfig(steps=1), 0, context(tmp_path / "b"))
 
 
