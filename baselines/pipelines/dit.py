@@ -35,8 +35,8 @@ def respaced(steps: int) -> Schedule:
     """`steps` of the trained timesteps in equal strides from the first to the last, rounded to even at halves (Nichol and
     Dhariwal 2021, Section 4). Betas of the shorter process are 1 - alpha_bar(t_i) / alpha_bar(t_(i-1))."""
     timesteps = np.round(np.arange(steps) * ((TRAINED - 1) / (steps - 1))).astype(np.int64)
-    alpha_bar = np.cumprod(1 - np.linspace(*BETAS, TRAINED))[timesteps]
-    return Schedule(timesteps, alpha_bar, np.append(1.0, alpha_bar[:-1]))
+    alpha_bar = np.cumprod(1 - np.linspace(*BETAS, TRAINED), dtype=np.float64)[timesteps]
+    return Schedule(timesteps, alpha_bar, np.concatenate([np.ones(1), alpha_bar[:-1]]))
 
 
 def guided(conditional: Tensor, unconditional: Tensor, guidance: float, channels: int) -> Tensor:
@@ -77,7 +77,8 @@ def latents(net: nn.Module, config: DiTPublished, batch: Draw, shape: tuple[int,
         time = torch.full((len(twice),), int(schedule.timesteps[i]), device=like.device)
         output = net(twice.to(like.dtype), timestep=time, class_labels=labels).sample.float()
         if config.guidance > 1:
-            output = guided(*output.chunk(2), config.guidance, config.guided_channels)
+            conditional, unconditional = output.chunk(2)
+            output = guided(conditional, unconditional, config.guidance, config.guided_channels)
         noise = batch.normal(*shape).to(like.device) if i else None
         x = ancestral(x, output, noise, float(schedule.alpha_bar[i]), float(schedule.before[i]), config.variance)
     return x
