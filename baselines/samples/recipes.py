@@ -150,4 +150,6 @@ def _programs(words: list[str]) -> dict[str, str]:
 def _classes(scale: Scale) -> int:
     """How many classes the data have, by their description (the embedded data: ten)."""
     found = getattr(scale.data, "classes", None)
+    if isinstance(found, int):
+        return found
     return len(found) if found else 10
