@@ -206,7 +206,7 @@ class Small(nn.Module):
 def test_distillation_finds_the_guided_flow_of_a_gaussian() -> None:
     """One evaluation lands where the guided ODE, solved on paper, does, for weak and strong guidance alike."""
     torch.manual_seed(0)
-    rng, net, steps, choice = np.random.default_rng(0), Small(), 1500, GuidedObjective(points=50, decay=0)
+    rng, net, steps, choice = np.random.default_rng(0), Small(), 8000, GuidedObjective(points=50, decay=0)
     optimizer = torch.optim.Adam(net.parameters())
 
     def error(w: float) -> float:
