@@ -9,12 +9,8 @@ diffusers' class has no equal of a layer; what a backward pass needs is counted 
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
-from typing import Any
 
 import pytest
 import torch
@@ -31,9 +27,9 @@ from pagoda_bench import resources
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.recipes.stages import UNetConfig
 from pagoda_bench.tables import spec
+from tests.ratios import ratio
 
 pytestmark = pytest.mark.slow
-ROUNDS = int(os.environ.get("PAGODA_BENCH_ROUNDS", "5"))
 BATCH = 32
 
 
@@ -165,18 +161,6 @@ def evaluation(net: nn.Module, call: Callable[[nn.Module], Tensor]) -> Callable[
             call(net)
 
     return run
-
-
-def ratio(theirs: Callable[[], Any], ours: Callable[[], Any]) -> float:
-    """How many times as fast ours is; both run once before."""
-
-    def seconds(run: Callable[[], Any]) -> float:
-        begin = time.process_time()
-        run()
-        return time.process_time() - begin
-
-    theirs(), ours()
-    return median(seconds(theirs) / seconds(ours) for _ in range(ROUNDS))
 
 
 def operations(net: nn.Module, call: Callable[[nn.Module], Tensor]) -> float:

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pytest
@@ -29,9 +27,9 @@ from pagoda_bench.diffusion.edm import SIGMA_MAX, one_step, training_loss
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.recipes.stages import UNetConfig
 from tests.official import FULL
+from tests.ratios import ratio
 
 pytestmark = pytest.mark.slow
-ROUNDS = int(os.environ.get("PAGODA_BENCH_ROUNDS", "3"))
 
 
 class Packed(nn.Module):
@@ -99,18 +97,6 @@ def pair(official: Any, config: UNetConfig) -> tuple[nn.Module, UNet]:
     ours = UNet(config)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
-
-
-def ratio(theirs: Callable[[], Any], ours: Callable[[], Any]) -> float:
-    """How many times as fast ours is; both run once before."""
-
-    def seconds(run: Callable[[], Any]) -> float:
-        begin = time.process_time()
-        run()
-        return time.process_time() - begin
-
-    theirs(), ours()
-    return median(seconds(theirs) / seconds(ours) for _ in range(ROUNDS))
 
 
 def fast(net: UNet) -> UNet:

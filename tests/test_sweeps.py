@@ -110,6 +110,21 @@ def test_points_share_the_stages_below_what_they_change(tmp_path: Path, capsys: 
     assert "this is 10 jobs, more than --max-jobs 9" in capsys.readouterr().err
 
 
+def test_training_seeds_share_the_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("sweep: seeds\ntable: table1\nscale: smoke\nrows: [pagoda-8]\nseeds: [0, 1, 2]\n")
+    assert cli.main(["sweep", str(path), "--dry-run", "--store", str(tmp_path / "store")]) == 0
+    # shared: features, reference; for each seed: teacher, pairs, a distillation and a score
+    assert capsys.readouterr().err == "seeds: 3 points, 3 rows, 14 stages, 14 to make\n"
+
+
+@pytest.mark.parametrize("name", ["rates", "seeds"])  # the help of the command names them
+def test_the_sweeps_that_come_with_it(name: str, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = repository / "experiments" / "sweeps" / f"{name}.yaml"
+    assert cli.main(["sweep", str(file), "--dry-run", "--store", str(tmp_path / "store")]) == 0
+    assert capsys.readouterr().err.startswith(f"{name}: ")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

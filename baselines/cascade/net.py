@@ -3,8 +3,6 @@ noise level."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -25,14 +23,5 @@ class SuperResolutionUNet(UNet):
         self.level_embed = nn.Sequential(nn.Linear(config.channels, emb), nn.SiLU(), nn.Linear(emb, emb))
 
     def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor, low: Tensor, level: Tensor) -> Tensor:  # type: ignore[override]  # two inputs more
-        features = waves(level, self.config.channels).to(self.label_emb.weight.dtype)
-        emb = self.embed(sigma, labels) + self.level_embed(features)
+        emb = self.embed(sigma, labels) + self.level_embed(self.time_waves(level, len(labels)))
         return self.head(self.decode(self.encode_from(torch.cat([x, low], dim=1), emb)).h)
-
-
-def waves(level: Tensor, channels: int) -> Tensor:
-    """(N, channels): cosines and sines of t = 250 ln(level) at geometric frequencies, as ADM embeds its time."""
-    half = channels // 2
-    t = 250.0 * level.double().log()
-    angles = t[:, None] * torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float64) / half)
-    return torch.cat([angles.cos(), angles.sin()], dim=1)

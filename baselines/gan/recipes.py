@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from baselines.gan.presets import PRESETS
-from baselines.sections import section
+from baselines.sections import match_of, section
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config
 from pagoda_bench.recipes.methods import describe
@@ -24,9 +24,8 @@ class StyleConfig(Config):
     grid: int = Field(4, gt=0)  # px of the learnt constant
     channels: tuple[int, ...]
     layers: tuple[int, ...]
-    latent: int = Field(
-        64, gt=0
-    )  # of z: small, since natural images have few dimensions of their own (2202.00273, Section 3.1)
+    # of z: small, since natural images have few dimensions of their own (2202.00273, Section 3.1)
+    latent: int = Field(64, gt=0)
     width: int = Field(128, gt=0)  # of w
     mapping: int = Field(2, ge=1)  # layers
     mapping_rate: float = Field(0.01, gt=0)  # their learning rate, as a factor
@@ -147,12 +146,9 @@ KNOWN = {"net", "stem", "grown", "adversary", "truncation", "match"}
 def build(scale: Scale, resolution: int) -> Generator:
     """The stem of the section's `net`, then its `grown` blocks up to `resolution`, each from the one before."""
     where = f"scale '{scale.name}', methods.gan"
-    values = section(PRESETS, scale.methods.get("gan", {}), scale.name, "gan")
-    if unknown := sorted(set(values) - KNOWN):
-        raise UserError(f"{where}: unknown key '{unknown[0]}' (known: {', '.join(sorted(KNOWN))})")
-    match = values.get("match", "chain")
-    shared: dict[str, Any] = {"match": scale.work_of(resolution) if match == "chain" else match}
-    shared |= {
+    values = section(PRESETS, scale.methods.get("gan", {}), scale.name, "gan", KNOWN)
+    shared: dict[str, Any] = {
+        "match": match_of(values, scale, resolution),
         "data": scale.data,
         "seed": scale.seed,
         "adversary": Adversary.load(values.get("adversary", {}), f"{where}.adversary"),

@@ -165,9 +165,9 @@ def _fit(recipe: Gan, net: StyleNet, start: int, ctx: Any) -> None:
             return from_network(net(z, labels))
 
     task = Task(step, nets, optimizers, {"generator": ema}, samples=samples, watched={"d": PINS["hinge"]})
-    price = price_of_update(step, task) if choice.until else 0
+    price = price_of_update(step, task) if choice.until and not ctx.counting else 0
     fit(recipe, task, ctx)
-    if price and not ctx.counting:
+    if price:
         steps, done = int(ctx.facts["steps"]), int(step.tally.updates)
         spared = price * (steps * choice.updates - done)
         ctx.record(training_flops=ctx.facts["training_flops"] - spared, discriminator_updates=done / steps)

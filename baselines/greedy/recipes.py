@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from baselines.greedy.presets import PRESETS
-from baselines.sections import section
+from baselines.sections import match_of, section
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config, Recipe
 from pagoda_bench.recipes.methods import describe
@@ -173,12 +173,9 @@ MODES = ("frozen", "thawed", "tuned", "scratch")
 def build(scale: Scale, resolution: int) -> Generator:
     """The generator at a resolution of the scale: the shallow model at the base, grown around its core above."""
     where = f"scale '{scale.name}', methods.greedy"
-    values = section(PRESETS, scale.methods.get("greedy", {}), scale.name, "greedy")
-    if unknown := sorted(set(values) - KNOWN):
-        raise UserError(f"{where}: unknown key '{unknown[0]}' (known: {', '.join(sorted(KNOWN))})")
+    values = section(PRESETS, scale.methods.get("greedy", {}), scale.name, "greedy", KNOWN)
     shared: dict[str, Any] = {"data": scale.data, "seed": scale.seed, "process": values.get("process", {})}
-    match = values.get("match", "chain")
-    shared["match"] = scale.work_of(resolution) if match == "chain" else match
+    shared["match"] = match_of(values, scale, resolution)
     if resolution == scale.base:
         model: Recipe = _low(values, {**shared, "share": 1.0}, scale.base, where)
     else:

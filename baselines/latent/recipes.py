@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from baselines.latent.presets import PRESETS
-from baselines.sections import section
-from pagoda_bench.errors import UserError
+from baselines.sections import match_of, section
 from pagoda_bench.recipes.base import Config
 from pagoda_bench.recipes.methods import describe
 from pagoda_bench.recipes.samplers import SamplerConfig
@@ -141,16 +141,17 @@ KNOWN = {"autoencoder", "diffusion", "sampler", "match"}
 def build(scale: Scale, resolution: int) -> Generator:
     """The generator at a resolution of the scale: an autoencoder of its own, then a diffusion model of its latents."""
     where = f"scale '{scale.name}', methods.latent"
-    values = section(PRESETS, scale.methods.get("latent", {}), scale.name, "latent")
-    if unknown := sorted(set(values) - KNOWN):
-        raise UserError(f"{where}: unknown key '{unknown[0]}' (known: {', '.join(sorted(KNOWN))})")
-    match = values.get("match", "chain")
-    match = scale.work_of(resolution) if match == "chain" else match
+    values = section(PRESETS, scale.methods.get("latent", {}), scale.name, "latent", KNOWN)
+    model = model_of(values, match_of(values, scale, resolution), scale, resolution, where)
+    sampler = {"clamp": False, **values.get("sampler", {})}
+    return Latent.load({"of": model, "through": model.autoencoder, "sampler": sampler}, where)
+
+
+def model_of(values: Mapping[str, Any], match: Any, scale: Scale, resolution: int, where: str) -> LatentDiffusion:
+    """The diffusion model, on its autoencoder, of the sections `autoencoder` and `diffusion`."""
     shared: dict[str, Any] = {"data": scale.data, "seed": scale.seed, "match": match}
     first = {**values["autoencoder"], **shared, "features": scale.feature_net(), "resolution": resolution}
     autoencoder = Autoencoder.load(first, f"{where}.autoencoder")
     second = {**values["diffusion"], **shared, "autoencoder": autoencoder}
     second["net"] = {"resolution": resolution // autoencoder.net.factor, **second.get("net", {})}
-    model = LatentDiffusion.load(second, f"{where}.diffusion")
-    sampler = {"clamp": False, **values.get("sampler", {})}
-    return Latent.load({"of": model, "through": autoencoder, "sampler": sampler}, where)
+    return LatentDiffusion.load(second, f"{where}.diffusion")

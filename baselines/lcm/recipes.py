@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from baselines.latent import presets as latent
-from baselines.latent.recipes import Autoencoder, LatentDiffusion
+from baselines.latent.recipes import Autoencoder, LatentDiffusion, model_of
 from baselines.lcm.presets import PRESETS
-from baselines.sections import section
-from pagoda_bench.errors import UserError
+from baselines.sections import match_of, section
 from pagoda_bench.recipes.base import Config, Recipe
 from pagoda_bench.recipes.methods import describe
 from pagoda_bench.recipes.stages import Generator
@@ -119,20 +118,12 @@ _TOY_TRAIN = {"steps": 4, "batch": 8, "warmup": 1}
 def build(scale: Scale, resolution: int) -> Generator:
     """The autoencoder of `latent` at this scale, a teacher of its latents that drops labels, and the student."""
     where = f"scale '{scale.name}', methods.lcm"
-    values = section(PRESETS, scale.methods.get("lcm", {}), scale.name, "lcm")
-    if unknown := sorted(set(values) - KNOWN):
-        raise UserError(f"{where}: unknown key '{unknown[0]}' (known: {', '.join(sorted(KNOWN))})")
+    values = section(PRESETS, scale.methods.get("lcm", {}), scale.name, "lcm", KNOWN)
     below = section(latent.PRESETS, scale.methods.get("latent", {}), scale.name, "latent")
-    match = values.get("match", below.get("match", "chain"))
-    match = scale.work_of(resolution) if match == "chain" else match
-    shared: dict[str, Any] = {"data": scale.data, "seed": scale.seed, "match": match}
-
-    first = merged(below["autoencoder"], values.get("autoencoder", {}))
-    first = {**first, **shared, "features": scale.feature_net(), "resolution": resolution}
-    autoencoder = Autoencoder.load(first, f"{where}.autoencoder")
-    second = {**merged(below["diffusion"], values["diffusion"]), **shared, "autoencoder": autoencoder}
-    second["net"] = {"resolution": resolution // autoencoder.net.factor, **second.get("net", {})}
-    teacher = LatentDiffusion.load(second, f"{where}.diffusion")
-    student = LatentConsistency.load({**values["distillation"], **shared, "teacher": teacher}, f"{where}.distillation")
+    values = merged(below, values)  # of the autoencoder and the teacher: what is said here, else there
+    match = match_of(values, scale, resolution)
+    teacher = model_of(values, match, scale, resolution, where)
+    fields = {**values["distillation"], "data": scale.data, "seed": scale.seed, "match": match, "teacher": teacher}
+    student = LatentConsistency.load(fields, f"{where}.distillation")
     row = {name: values[name] for name in ("steps", "w") if name in values}
-    return LatentConsistencySampler.load({"of": student, "through": autoencoder, **row}, where)
+    return LatentConsistencySampler.load({"of": student, "through": teacher.autoencoder, **row}, where)

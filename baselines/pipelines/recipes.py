@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from baselines.pipelines import places
 from baselines.pipelines.places import Inspected, Part
+from baselines.sections import class_count
 from pagoda_bench.errors import Unavailable, UserError
 from pagoda_bench.recipes.base import Config, result_neutral
 from pagoda_bench.recipes.data import DataConfig, EmbeddedData
@@ -149,7 +150,7 @@ def dit(scale: Scale, resolution: int) -> Generator:
     channels, classes = int(config.get("in_channels", 4)), int(config.get("num_embeds_ada_norm") or 1000)
     if int(config.get("out_channels") or channels) != 2 * channels:
         raise Unavailable(f"not available: {weights.place} predicts no variance: name the weights of a published DiT")
-    if (own := _class_count(scale.data)) != classes:
+    if (own := class_count(scale.data)) != classes:
         raise Unavailable(f"not available: {weights.place} knows {classes} classes, the data of '{scale.name}' have {own}")
     if values.get("sampler") == "pipeline":
         values = {"steps": 50, **values}
@@ -287,7 +288,7 @@ def _prompts(options: dict[str, Any], scale: Scale, where: str) -> Prompts:
                 f"not available: {where}.names: {file} cannot be read: give a text file, one name a line"
             ) from None
         values["names"] = tuple(line.strip() for line in lines if line.strip())
-        if len(values["names"]) != (count := _class_count(scale.data)):
+        if len(values["names"]) != (count := class_count(scale.data)):
             raise UserError(f"{where}.names: {file} has {len(values['names'])} names, the data have {count} classes")
     return Prompts.load(values, f"{where}.prompts")
 
@@ -306,9 +307,3 @@ def _factor(vae: Mapping[str, Any]) -> int:
     """Pixels to a latent along a side: every level of an AutoencoderKL but the last halves."""
     factor: int = 2 ** (len(vae.get("block_out_channels") or (0, 0, 0, 0)) - 1)
     return factor
-
-
-def _class_count(data: DataConfig) -> int:
-    """How many classes the data have, by their description (the embedded data: ten)."""
-    found = getattr(data, "classes", 10)
-    return found if isinstance(found, int) else len(found)

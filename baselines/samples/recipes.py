@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from baselines.sections import class_count
 from pagoda_bench.errors import Unavailable, UserError
 from pagoda_bench.recipes.base import Recipe, result_neutral
 from pagoda_bench.recipes.methods import describe
@@ -101,7 +102,7 @@ def command(scale: Scale, resolution: int) -> Generator:
     line = _option(scale, "command", {"command", "n", "seed", "release", "minutes"}, str)
     values = {"n": scale.score.n * scale.score.blocks, **scale.methods["command"]}
     words = _words(line)
-    values |= {"size": resolution, "classes": _classes(scale), "programs": _programs(words)}
+    values |= {"size": resolution, "classes": class_count(scale.data), "programs": _programs(words)}
     return FromCommand(of=CommandImages.load(values, f"scale '{scale.name}', methods.command"))
 
 
@@ -145,11 +146,3 @@ def _words(line: str) -> list[str]:
 def _programs(words: list[str]) -> dict[str, str]:
     """Files that the command names: their content is part of what it makes. The program itself, of the system, is not."""
     return {word: _sha(Path(word)) for word in words[1:] if Path(word).is_file()}
-
-
-def _classes(scale: Scale) -> int:
-    """How many classes the data have, by their description (the embedded data: ten)."""
-    found = getattr(scale.data, "classes", None)
-    if isinstance(found, int):
-        return found
-    return len(found) if found else 10

@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pagoda_bench.artifacts.checkpoint import read_json
 from pagoda_bench.artifacts.provenance import FLOPS, UPSTREAM_FLOPS
 from pagoda_bench.data import open_dataset
 from pagoda_bench.diffusion.edm import SIGMA_MAX, denoise, karras_grid, lognormal_sigma, normal_from_uniform, training_loss
 from pagoda_bench.diffusion.solvers import heun
+from pagoda_bench.errors import UserError
 from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import from_network, to_network
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.stages import EDM, FeatureNet
-from pagoda_bench.recipes.work import Work
+from pagoda_bench.recipes.work import PAYLOAD, Work
 from pagoda_bench.sampling.noise import noise
 from pagoda_bench.training import parallel
 from pagoda_bench.training.averages import averaged, averages, save_averages
@@ -97,7 +99,10 @@ def upstream_work(recipe: Recipe, ctx: Any) -> float:
     """Counted training work of `recipe` and everything upstream of it, each artifact once; the feature network, which judges
     all rows alike, is not part of it. Of a `Work`, that of the chain which it counted."""
     if isinstance(recipe, Work):
-        return float(ctx.provenance(recipe)["matched"])
+        found = read_json(ctx.input(recipe) / PAYLOAD)
+        if not isinstance(found, dict):
+            raise UserError(f"{ctx.input(recipe)} has no readable {PAYLOAD}: make it again")
+        return float(found["flops"])
     provenance = ctx.provenance(recipe)
     parts = {**provenance[UPSTREAM_FLOPS], recipe.kind: provenance[FLOPS]}
     return float(sum(flops for name, flops in parts.items() if not name.startswith(f"{FeatureNet.kind}/")))

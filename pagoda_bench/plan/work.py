@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,7 @@ from pagoda_bench.artifacts.provenance import FLOPS, UPSTREAM_FLOPS
 from pagoda_bench.plan.inline import load_runner
 from pagoda_bench.recipes.base import walk
 from pagoda_bench.recipes.features import Features
-from pagoda_bench.recipes.work import Work
-
-PAYLOAD = "work.json"
+from pagoda_bench.recipes.work import PAYLOAD, Work
 
 
 def run(recipe: Work, ctx: Any) -> None:
@@ -27,16 +24,16 @@ def run(recipe: Work, ctx: Any) -> None:
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=ctx.work) as place:
         for number, stage in enumerate(stages):
-            work = Path(place) / f"{stage.key}.work"
-            own = StageContext.for_test(Path(place) / stage.key, work, folders, ctx.data)
-            own.counting = True
+            out, work = Path(place) / stage.key, Path(place) / f"{stage.key}.work"
+            out.mkdir()
+            work.mkdir()
+            own = StageContext(out, work, folders, ctx.data, counting=True)
             load_runner(stage)(stage, own)
             flops = own.facts.get(FLOPS, 0.0)
-            write_json(own.out / PROVENANCE, {FLOPS: flops, UPSTREAM_FLOPS: dict(found)})
-            folders[stage.key] = own.out
+            write_json(out / PROVENANCE, {FLOPS: flops, UPSTREAM_FLOPS: dict(found)})
+            folders[stage.key] = out
             if not isinstance(stage, Features):
                 found[f"{stage.kind}/{stage.key}"] = flops
             ctx.progress(number + 1, len(stages), stage=stage.title)
-    whole = {"flops": float(sum(found.values())), "stages": found}
-    (ctx.out / PAYLOAD).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    ctx.record(**{FLOPS: 0.0}, matched=whole["flops"])
+    write_json(ctx.out / PAYLOAD, {"flops": float(sum(found.values())), "stages": found})
+    ctx.record(**{FLOPS: 0.0})

@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from pagoda_bench.recipes.base import Recipe
 
+PAYLOAD = "work.json"  # {"flops": all of them, "stages": {name: those of one}}
+
 
 class Work(Recipe, kind="work"):
     """The counted training work of `of` and everything upstream of it, each stage once, without the feature network.

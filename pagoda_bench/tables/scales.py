@@ -36,7 +36,7 @@ class Scale(Config):
     data: DataConfig
     base: int
     grown: tuple[int, ...]
-    seed: int = 0  # of every stage that does not set its own
+    seed: int = 0  # of every stage that does not set its own; the judge's is `features.seed`, for whatever runs it compares
     features: dict[str, Any]
     teacher: dict[str, Any]
     pairs: dict[str, Any]
@@ -79,7 +79,7 @@ class Scale(Config):
             raise UserError(
                 f"scale '{self.name}' trains no feature network, which this method looks through: choose another loss"
             )
-        return FeatureNet.load({"seed": self.seed, **self.features, "data": self.data}, self._where("features"))
+        return FeatureNet.load({**self.features, "data": self.data}, self._where("features"))
 
     def teacher_model(self) -> EDM:
         """PaGoDA's teacher, at the base resolution."""
