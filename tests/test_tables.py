@@ -74,6 +74,26 @@ def test_a_changed_value_changes_what_depends_on_it_and_nothing_else() -> None:
     assert {i for i in before if before[i] != after[i]} == {"pagoda-64", "edm-64"}
 
 
+def test_another_judge_scores_the_same_models() -> None:
+    plain, other = table(), table("embedded", "judged_by.seed=1")
+    assert [row.generator for row in other.rows] == [row.generator for row in plain.rows]
+    judges = (
+        {score.reference.features.seed for score in plain.scores},
+        {score.reference.features.seed for score in other.scores},
+    )
+    assert judges == ({0}, {1})
+    with pytest.raises(UserError, match="scale 'embedded', judged_by: unknown key 'sed'"):
+        table("embedded", "judged_by.sed=1")
+
+
+def test_the_training_seed_changes_every_model_but_the_judge() -> None:
+    plain, other = table(), table("embedded", "seed=1")
+    assert {s.reference.key for s in plain.scores} == {s.reference.key for s in other.scores}
+    trained = {recipe.key for score in plain.scores for recipe in walk(score) if recipe.kind in ("edm", "distill", "grow")}
+    assert trained
+    assert not trained & {recipe.key for score in other.scores for recipe in walk(score)}
+
+
 def test_set_reads_yaml_values_and_reaches_optional_keys() -> None:
     scale = spec.load_scale(SPEC, "embedded", ["teacher.net.attention=[4, 8]", "distill.loss.augment=false", "seed=3"])
     assert scale.teacher_model().net.attention == (4, 8)

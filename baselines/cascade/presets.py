@@ -7,6 +7,7 @@ from typing import Any
 Values = dict[str, Any]
 
 _BLUR = [0.4, 0.6]
+_SMALL: Values = {"lr": 1.0e-3, "ema": 0.998, "precision": "bf16"}
 
 PRESETS: dict[str, Values] = {
     "smoke": {
@@ -24,7 +25,7 @@ PRESETS: dict[str, Values] = {
         "stages": [
             {
                 "net": {"resolution": 16, "channels": 32, "encoder": [1.25, 2], "attention": [8], "group_channels": 4},
-                "train": {"batch": 64, "lr": 1.0e-3, "ema": 0.998},
+                "train": {**_SMALL, "batch": 64},
                 "share": 0.5,
             },
             {
@@ -36,7 +37,7 @@ PRESETS: dict[str, Values] = {
                     "attention": [8],
                     "group_channels": 4,
                 },
-                "train": {"batch": 48, "lr": 1.0e-3, "ema": 0.998},
+                "train": {**_SMALL, "batch": 48},
                 "augment": {"blur": _BLUR},
             },
         ],
@@ -54,7 +55,7 @@ PRESETS: dict[str, Values] = {
                     "attention": [8],
                     "group_channels": 4,
                 },
-                "train": {"batch": 48, "lr": 1.0e-3, "ema": 0.998},
+                "train": {**_SMALL, "batch": 48},
             },
         ],
         "points": [18, 12],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-SMALL_TRAIN: dict[str, Any] = {"steps": 1, "batch": 64, "lr": 1.0e-3, "ema": 0.998}
+SMALL_TRAIN: dict[str, Any] = {"steps": 1, "batch": 64, "lr": 1.0e-3, "ema": 0.998, "precision": "bf16"}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # 8 px tokens one by one, then 64 px: a quarter of the work for the core, which is cheap, the rest for the high resolution.

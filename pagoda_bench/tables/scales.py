@@ -15,6 +15,7 @@ from pagoda_bench.recipes.base import Config, Recipe
 from pagoda_bench.recipes.data import DataConfig, Split
 from pagoda_bench.recipes.features import Features, Pretrained
 from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, Pairs, Reference
+from pagoda_bench.recipes.values import merged
 from pagoda_bench.recipes.work import Work
 
 
@@ -38,6 +39,7 @@ class Scale(Config):
     grown: tuple[int, ...]
     seed: int = 0  # of every stage that does not set its own; the judge's is `features.seed`, for whatever runs it compares
     features: dict[str, Any]
+    judged_by: dict[str, Any] = Field(default_factory=dict)  # over `features`, for a judge that no row has trained with
     teacher: dict[str, Any]
     pairs: dict[str, Any]
     distill: dict[str, Any]
@@ -68,10 +70,12 @@ class Scale(Config):
         return self.resolutions[-1]
 
     def judge(self) -> Features:
-        """The network that scores: one that this scale trains, or `features: {kind: pretrained, ...}`."""
-        if self.features.get("kind") == Pretrained.kind:
-            return Pretrained.load(self.features, self._where("features"))
-        return self.feature_net()
+        """The network that scores: the one that losses look through, unless `judged_by` makes another of it."""
+        return self._features(merged(self.features, self.judged_by), "judged_by" if self.judged_by else "features")
+
+    def looked_through(self) -> Features:
+        """The network of this scale's `features`: one that it trains, or {kind: pretrained, ...}."""
+        return self._features(self.features, "features")
 
     def feature_net(self) -> FeatureNet:
         """The network of this scale that losses may look through. `UserError` where it trains none."""
@@ -80,6 +84,11 @@ class Scale(Config):
                 f"scale '{self.name}' trains no feature network, which this method looks through: choose another loss"
             )
         return FeatureNet.load({**self.features, "data": self.data}, self._where("features"))
+
+    def _features(self, section: dict[str, Any], name: str) -> Features:
+        if section.get("kind") == Pretrained.kind:
+            return Pretrained.load(section, self._where(name))
+        return FeatureNet.load({**section, "data": self.data}, self._where(name))
 
     def teacher_model(self) -> EDM:
         """PaGoDA's teacher, at the base resolution."""
@@ -93,7 +102,7 @@ class Scale(Config):
 
     def distilled(self) -> Distill:
         pairs = Pairs.load({"seed": self.seed, **self.pairs, "teacher": self.teacher_model()}, self._where("pairs"))
-        section = {"seed": self.seed, **self.distill, "pairs": pairs, "features": self.judge()}
+        section = {"seed": self.seed, **self.distill, "pairs": pairs, "features": self.looked_through()}
         return Distill.load(section, self._where("distill"))
 
     def pagoda_model(self, resolution: int) -> Distill | Grow:
