@@ -94,6 +94,14 @@ def test_the_training_seed_changes_every_model_but_the_judge() -> None:
     assert not trained & {recipe.key for score in other.scores for recipe in walk(score)}
 
 
+def test_some_rows_of_a_table() -> None:
+    whole = table()
+    assert [row.id for row in whole.only(["pagoda-16", "edm"]).rows] == ["pagoda-16", "edm-64"]
+    assert whole.only([]) == whole
+    with pytest.raises(UserError, match="table 'table1': unknown row 'pagodas'; did you mean 'pagoda'"):
+        whole.only(["pagodas"])
+
+
 def test_set_reads_yaml_values_and_reaches_optional_keys() -> None:
     scale = spec.load_scale(SPEC, "embedded", ["teacher.net.attention=[4, 8]", "distill.loss.augment=false", "seed=3"])
     assert scale.teacher_model().net.attention == (4, 8)

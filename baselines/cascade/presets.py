@@ -26,18 +26,18 @@ PRESETS: dict[str, Values] = {
             {
                 "net": {"resolution": 16, "channels": 32, "encoder": [1.25, 2], "attention": [8], "group_channels": 4},
                 "train": {**_SMALL, "batch": 64},
-                "share": 0.5,
+                "share": 0.35,
             },
             {
                 "net": {
                     "resolution": 64,
-                    "patch": 4,
+                    "patch": 2,
                     "channels": 32,
-                    "encoder": [1.5, 2],
+                    "encoder": [0.75, 1.5, 2],
                     "attention": [8],
                     "group_channels": 4,
                 },
-                "train": {**_SMALL, "batch": 48},
+                "train": {**_SMALL, "batch": 32},
                 "augment": {"blur": _BLUR},
             },
         ],

@@ -31,10 +31,12 @@ Examples:
   pagoda-bench reproduce table1 --retrain                         everything from scratch
   pagoda-bench reproduce table1 --scale cifar10 --data cifar.zip  on your images: a folder or a zip
   pagoda-bench reproduce table1 --set grow.2.train.steps=4000     with one value changed; repeat it for more
+  pagoda-bench reproduce baselines --rows pagoda,cascade,real     some of its rows
 """
 )
 @click.argument("table", metavar="TABLE")
 @click.option("--scale", "scale_name", metavar="SCALE", help="The set of values [default: the table's own, e.g. embedded].")
+@click.option("--rows", default="", metavar="NAMES", help="Only these rows, with commas: 'pagoda', or 'pagoda-16' of it.")
 @click.option("--full", is_flag=True, help="Score more samples, in disjoint ranges, for standard errors.")
 @click.option("--retrain", is_flag=True, help="Make everything anew, whatever is cached or released.")
 @click.option("--dry-run", is_flag=True, help="Only show the plan.")
@@ -47,6 +49,7 @@ Examples:
 def reproduce(
     table: str,
     scale_name: str | None,
+    rows: str,
     full: bool,
     retrain: bool,
     dry_run: bool,
@@ -70,11 +73,12 @@ def reproduce(
     from pagoda_bench.plan.tree import summary
     from pagoda_bench.recipes.data import PreparedData
 
-    asked = {"table": table, "scale": scale_name, "full": full, "sets": list(sets)}
+    names = [name.strip() for name in rows.split(",") if name.strip()]
+    asked = {"table": table, "scale": scale_name, "rows": names, "full": full, "sets": list(sets)}
     how = Launch(executor, jobs, cluster, about=asked)
     how.check()
     places = data_places(data_paths)
-    built = table_of(read_table(table), scale_name, full, sets, places, planned=dry_run)
+    built = table_of(read_table(table), scale_name, full, sets, places, planned=dry_run).only(names)
     plan = Plan(built.scores, open_store(store_path), retrain=retrain)
     if dry_run:
         show_plan(plan, how)

@@ -209,7 +209,8 @@ def tables_for(sweep: Sweep) -> tuple[SweepSpec | None, list[tuple[Point, Table]
     if "sweep" in asked:
         spec = SweepSpec.load(asked["sweep"], sweep.name)
         return spec, tables_of(spec, asked["sets"], places)
-    return None, [({}, table_of(read_table(asked["table"]), asked["scale"], asked["full"], tuple(asked["sets"]), places))]
+    table = table_of(read_table(asked["table"]), asked["scale"], asked["full"], tuple(asked["sets"]), places)
+    return None, [({}, table.only(asked.get("rows", ())))]
 
 
 def by_system(sweep: Sweep, found: Overview) -> dict[str, float]:

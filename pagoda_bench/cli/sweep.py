@@ -10,11 +10,11 @@ import click
 
 from pagoda_bench.cli.common import data_option, data_places, open_store, store_option
 from pagoda_bench.cli.launch import Launch, dry_run, launch, launch_options
-from pagoda_bench.errors import UserError, nearest
+from pagoda_bench.errors import UserError
 
 if TYPE_CHECKING:
     from pagoda_bench.plan.axes import Point, SweepSpec
-    from pagoda_bench.tables.spec import Row, Table
+    from pagoda_bench.tables.spec import Table
 
 
 @click.command(
@@ -76,8 +76,6 @@ def sweep(
 
 def tables_of(spec: SweepSpec, sets: Sequence[str], places: Mapping[str, Path]) -> list[tuple[Point, Table]]:
     """The table at each point, with the rows that the sweep asks for."""
-    from dataclasses import replace
-
     from pagoda_bench.cli.reproduce import read_table, table_of
     from pagoda_bench.plan.axes import expand, settings
 
@@ -85,16 +83,8 @@ def tables_of(spec: SweepSpec, sets: Sequence[str], places: Mapping[str, Path]) 
     found = []
     for point in expand(spec):
         table = table_of(base, spec.scale, spec.full, tuple(settings(spec, point, sets)), places)
-        found.append((point, replace(table, rows=_rows(spec, table))))
+        found.append((point, table.only(spec.rows)))
     return found
-
-
-def _rows(spec: SweepSpec, table: Table) -> tuple[Row, ...]:
-    known = {name for row in table.rows for name in (row.row, row.id)}
-    for name in spec.rows:
-        if name not in known:
-            raise UserError(f"sweep '{spec.sweep}': unknown row '{name}'{nearest(name, known)}")
-    return tuple(row for row in table.rows if not spec.rows or {row.row, row.id} & set(spec.rows))
 
 
 def write_values(

@@ -8,8 +8,8 @@ known one. `--set key=value` changes a value of the scale by its dotted path (`t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,13 @@ class Table:
     @property
     def scores(self) -> list[Score]:
         return [score for row in self.rows for score in row.scores]
+
+    def only(self, names: Collection[str]) -> Table:
+        """The table with the rows of these names, "pagoda" or "pagoda-16"; all of them if there are none."""
+        known = {name for row in self.rows for name in (row.row, row.id)}
+        if unknown := [name for name in names if name not in known]:
+            raise UserError(f"table '{self.name}': unknown row '{unknown[0]}'{nearest(unknown[0], known)}")
+        return replace(self, rows=tuple(row for row in self.rows if not names or {row.row, row.id} & set(names)))
 
     def published_resolution(self, resolution: int) -> int:
         return resolution * self.published_base // self.scale.base
