@@ -23,6 +23,7 @@ from pagoda_bench.nets.features import load_half
 from pagoda_bench.nets.growth import trainable_keys
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.generate import load
+from pagoda_bench.pagoda.pairs import Pairing
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.stages import Heun, OneStep
 from pagoda_bench.sampling.generators import load as load_sampler
@@ -85,6 +86,14 @@ def test_latents_are_the_teachers_own_noise(store: Store) -> None:
     assert z.shape == (300, 3, 8, 8)
     assert z.dtype == np.float16
     assert 0.1 * SIGMA_MAX < z.astype(np.float32).std() < 3 * SIGMA_MAX
+
+
+def test_half_precision_moves_latents_a_little(ctx: StageContext) -> None:
+    net, rows = load(tiny.PAIRS.teacher, ctx), np.arange(20)
+    plain, half = (Pairing(tiny.PAIRS.model_copy(update={"precision": p}), ctx)._batch(net, rows) for p in ("fp32", "bf16"))
+    off = (plain - half).float().square().mean().sqrt() / plain.float().std()
+    assert plain.dtype == half.dtype == torch.float16
+    assert 0 < off < 0.02
 
 
 def test_the_direct_row_costs_what_the_chain_costs(store: Store) -> None:

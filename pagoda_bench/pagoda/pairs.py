@@ -32,6 +32,7 @@ from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.generate import load
 from pagoda_bench.recipes.base import canonical
 from pagoda_bench.recipes.stages import Pairs
+from pagoda_bench.training.loop import autocast
 
 FOLDER, SINGLE = "latents", "latents.npy"
 MODEL = "model.safetensors"
@@ -76,7 +77,8 @@ class Pairing:
         device = next(net.parameters()).device
         image, labels = (t.to(device) for t in self.images(rows, self.resolution))
         grid = karras_grid(self.recipe.points)
-        z = invert(lambda x, sigma: denoise(net, x, sigma, labels), image, grid, self.recipe.solver, self.recipe.clamp)
+        with autocast(self.recipe.precision, device.type):
+            z = invert(lambda x, sigma: denoise(net, x, sigma, labels), image, grid, self.recipe.solver, self.recipe.clamp)
         return z.to(getattr(torch, self.recipe.dtype)).cpu().contiguous()
 
     def images(self, rows: NDArray[np.int64], resolution: int) -> tuple[Tensor, Tensor]:

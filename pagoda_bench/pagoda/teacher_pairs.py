@@ -25,6 +25,7 @@ from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.generate import load
 from pagoda_bench.recipes.stages import TeacherPairs
 from pagoda_bench.sampling.noise import noise
+from pagoda_bench.training.loop import autocast
 
 FOLDER = "images"
 SEED = 2**32  # far from the seeds of samples that are scored
@@ -75,7 +76,8 @@ def samples(recipe: TeacherPairs, net: UNet, rows: NDArray[np.int64]) -> NDArray
     device = next(net.parameters()).device
     z, labels = (t.to(device) for t in latents(recipe, rows))
     sample = solvers.heun if recipe.solver == "heun" else solvers.ddim
-    x = sample(lambda x, sigma: denoise(net, x, sigma, labels), z, karras_grid(recipe.points), recipe.clamp)
+    with autocast(recipe.precision, device.type):
+        x = sample(lambda x, sigma: denoise(net, x, sigma, labels), z, karras_grid(recipe.points), recipe.clamp)
     found: NDArray[Any] = x.to(getattr(torch, recipe.dtype)).cpu().numpy()
     return found
 

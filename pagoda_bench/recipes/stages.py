@@ -112,6 +112,7 @@ class Pairs(Recipe, kind="pairs"):
     flip: bool = False  # also the mirrored image of every pair
     clamp: bool = True  # denoised values to [-1, 1], as the official pair writer does
     dtype: Literal["float16", "float32"] = "float16"
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the network's convolutions and products; the state is float32
     batch: int = Field(250, ge=1)  # inverted at once; networks round differently at another batch
     seed: int = 0
     shard: int = result_neutral(1000)  # rows in a file, a whole number of batches; what an interruption can cost
