@@ -48,7 +48,7 @@ def test_the_command_at_tiny_size(tmp_path: Path) -> None:
     assert found == {("teacher", "8"), ("pagoda", "8"), ("pagoda", "16"), ("real", "8"), ("real", "16")} | {
         (row, "16") for row in ("edm", "nearest", "bicubic")
     }
-    assert (tmp_path / "out" / "imagenet" / "samples.png").is_file()
+    assert (tmp_path / "out" / "imagenet" / "table1-samples.png").is_file()
     again = reproduce("--data", str(prepared), *out, *sets, "--dry-run")
     assert "0 to make, 0 released, 8 cached" in again.output
 

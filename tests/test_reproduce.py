@@ -75,7 +75,7 @@ def whole_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
 
 FILES = {
-    f"{name}.{kind}" for name in ("fd-vs-resolution", "fd-vs-work", "samples") for kind in ("png", "svg")
+    f"table1-{name}.{kind}" for name in ("fd-vs-resolution", "fd-vs-work", "samples") for kind in ("png", "svg")
 } | {f"table1.{kind}" for kind in ("csv", "md", "tex", "provenance.json")}  # fmt: skip
 
 

@@ -99,17 +99,17 @@ def _put(data: bytes, path: Path) -> None:
 def _figures(found: Report) -> dict[str, bytes]:
     from pagoda_bench.tables import grids, plots
 
-    suffix = "-full" if found.table.full else ""
+    name, short = stem(found.table), found.table.name  # the grid shows the first block, the same whatever is scored
     group = next(iter(long_form.together(found.cells)), [])  # figures show one protocol only
     rows = grids.rows_of(found.table, found.artifacts, found.cells)
     figures = {
-        f"fd-vs-resolution{suffix}": plots.distance_by_resolution(group),
-        f"fd-vs-work{suffix}": plots.distance_by_work(group),
-        "samples": grids.sample_grid(rows, grids.class_names(found.table.scale.data), CAPTION),
+        f"{name}-fd-vs-resolution": plots.distance_by_resolution(group),
+        f"{name}-fd-vs-work": plots.distance_by_work(group),
+        f"{short}-samples": grids.sample_grid(rows, grids.class_names(found.table.scale.data), CAPTION),
     }
     return {
-        f"{name}.{kind}": data
-        for name, figure in figures.items()
+        f"{file}.{kind}": data
+        for file, figure in figures.items()
         if figure is not None
         for kind, data in plots.files(figure).items()
     }
