@@ -21,7 +21,7 @@ from pagoda_bench.tables.spec import Table
 
 TILE = 0.58  # inches that one sample takes, whatever its resolution
 GREY = "#666666"
-LABEL = 1.75  # inches for the labels at the left
+LABEL, LETTER = 1.75, 0.07  # inches for the labels at the left, at least; of a letter of theirs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,26 +43,27 @@ def sample_grid(rows: Sequence[Samples], classes: Sequence[str], caption: str) -
     side = max(row.images.shape[1] for row in rows)
     gaps = [0.16 * (i > 0 and rows[i - 1].group != row.group) for i, row in enumerate(rows)]
     top, bottom, between = 0.32, 0.3, 0.05
-    width = LABEL + columns * TILE + 0.08
+    label = max(LABEL, LETTER * max(len(row.label) for row in rows) + 0.15)
+    width = label + columns * TILE + 0.08
     height = top + bottom + len(rows) * TILE + (len(rows) - 1) * between + sum(gaps)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(width, height))
         y = height - top
         for row, gap in zip(rows, gaps, strict=True):
             y -= gap + TILE
-            axes = figure.add_axes((LABEL / width, y / height, columns * TILE / width, TILE / height))
+            axes = figure.add_axes((label / width, y / height, columns * TILE / width, TILE / height))
             axes.imshow(_strip(row.images, columns, side), interpolation="nearest", aspect="auto", resample=False)
             axes.set_axis_off()
             resolution = row.images.shape[1]
             second = f"{resolution} px{', ' + row.note if row.note else ''}"
             for at, text, size, colour in ((0.62, row.label, 8.5, "black"), (0.33, second, 7, GREY)):
-                x, up = (LABEL - 0.1) / width, (y + TILE * at) / height
+                x, up = (label - 0.1) / width, (y + TILE * at) / height
                 figure.text(x, up, text, ha="right", va="center", fontsize=size, color=colour)
             y -= between
         for i, name in enumerate(classes[:columns]):
-            at = (LABEL + (i + 0.5) * TILE) / width
+            at = (label + (i + 0.5) * TILE) / width
             figure.text(at, (height - top + 0.07) / height, _short(name), ha="center", va="bottom", fontsize=6.8)
-        figure.text(LABEL / width, 0.1 / height, caption, ha="left", va="bottom", fontsize=7, color=GREY)
+        figure.text(label / width, 0.1 / height, caption, ha="left", va="bottom", fontsize=7, color=GREY)
     return figure
 
 
