@@ -20,7 +20,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many tiles of few images, whichever processor the tests run on."""
     monkeypatch.setattr(near, "SIDE", 64)
     monkeypatch.setattr(neighbours, "MANY", 1)
-    monkeypatch.setattr(near, "supported", lambda: True)
+    monkeypatch.setattr(neighbours, "fast_bfloat16", lambda: True)
     monkeypatch.setattr(near, "slices", lambda n, size=64: (slice(i, min(i + size, n)) for i in range(0, n, size)))
 
 
@@ -137,6 +137,6 @@ def test_one_way_or_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "MANY", 140)
     assert neighbours.neighbours(a, b, 3, dtype=None) == sooner
     monkeypatch.setattr(neighbours, "MANY", 1)
-    monkeypatch.setattr(near, "supported", lambda: False)
+    monkeypatch.setattr(neighbours, "fast_bfloat16", lambda: False)
     assert neighbours.neighbours(a, b, 3, dtype=None) == sooner == neighbours.neighbours(a, b, 3)
     assert len(calls) == 1

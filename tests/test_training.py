@@ -15,6 +15,7 @@ from torch import nn
 
 from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.errors import UserError
+from pagoda_bench.nets import device
 from pagoda_bench.recipes.stages import TrainConfig
 from pagoda_bench.training import loop
 from pagoda_bench.training.loop import EMA, Task, batch_indices, step_rng, train
@@ -67,7 +68,8 @@ def test_resuming_ends_in_the_same_bytes(stops: tuple[int, ...], tmp_path: Path,
     assert ctx.facts["steps"] == 12
 
 
-def test_bf16_trains_fp32_weights_and_differs_by_rounding_only(tmp_path: Path) -> None:
+def test_bf16_trains_fp32_weights_and_differs_by_rounding_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "fast_bfloat16", lambda: True)  # slow or not, this processor can
     full, half = task(), task()
     train(full, TrainConfig(steps=12), 7, context(tmp_path / "full"))
     train(half, TrainConfig(steps=12, precision="bf16"), 7, context(tmp_path / "half"))
@@ -76,6 +78,16 @@ def test_bf16_trains_fp32_weights_and_differs_by_rounding_only(tmp_path: Path) -
         assert other.dtype == value.dtype, key
         torch.testing.assert_close(other, value, rtol=0.05, atol=0.05)
     assert any(not torch.equal(v, weights(half)[k]) for k, v in weights(full).items()), "nothing ran in bf16"
+
+
+def test_a_processor_without_bfloat16_computes_in_float32_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "fast_bfloat16", lambda: False)
+    full, half, ctx = task(), task(), context(tmp_path / "half")
+    train(full, TrainConfig(steps=12), 7, context(tmp_path / "full"))
+    train(half, TrainConfig(steps=12, precision="bf16"), 7, ctx)
+    assert all(torch.equal(v, weights(half)[k]) for k, v in weights(full).items())
+    assert ctx.facts["precision"] == "fp32"
+    assert device.computed_precision("bf16", "cuda") == "bf16"
 
 
 def test_a_checkpoint_saves_the_work_done_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,9 +146,9 @@ def test_the_default_multipliers_at_512_are_refused_unless_allowed() -> None:
 
 @pytest.mark.parametrize(("a", "b"), [("base_r1", "grown1_r1"), ("base_r2", "grown1_r2"), ("grown1_r1", "grown2_r1")])
 def test_growth_copies_and_starts_where_the_official_one_does(a: str, b: str) -> None:
-    case, base = arrays(f"tiny_growth_{a}_to_{b}"), filled_net(NETS[a])
+    case, base = arrays(f"tiny_growth_{a}_to_{b}"), filled_net(NETS[a]).eval()
     assert largest(one_step(base, case["z"], case["labels"]), case["out_source"]) < ATOL
-    net = UNet(NETS[b])
+    net = UNet(NETS[b]).eval()
     fresh = grow(base.state_dict(), net)
     assert len(net.state_dict()) - len(fresh) == int(case["copied_tensors"])
     out = one_step(net, case["z"], case["labels"])

@@ -11,7 +11,6 @@ told.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,13 +29,6 @@ MOST_PAIRS = 0.02  # of the pairs: the same for pairs that have to be measured
 
 class TooClose(ValueError):
     """The features are not spread enough for bfloat16: measure all pairs instead."""
-
-
-def supported() -> bool:
-    """Whether this processor multiplies matrices of bfloat16 faster than those of float32."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest PyTorch allowed
-    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return bool(fast) and torch.backends.mkldnn.is_available()
 
 
 class Rough:

@@ -17,6 +17,7 @@ from torch import Tensor
 from pagoda_bench.metrics import near
 from pagoda_bench.metrics.checks import check_features, check_same_dimensions
 from pagoda_bench.metrics.near import slices
+from pagoda_bench.nets.device import fast_bfloat16
 
 BLOCK_BYTES = 4 * 2**20  # of one tile of distances: it should stay in the cache
 # Squared distances from |a|^2 + |b|^2 - 2 ab carry errors of a few ulp of |a|^2. A squared radius that is less than this part
@@ -103,7 +104,7 @@ def _sooner(
     small = min(len(real), len(generated)) < MANY
     if small or torch.device(device).type != "cpu" or {real.dtype, generated.dtype} != {np.dtype(np.float32)}:
         return None
-    if not near.supported():
+    if not fast_bfloat16():
         return None
     try:
         a, b = near.Rough(real, centre), near.Rough(generated, centre)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pagoda_bench.errors import UserError
-from pagoda_bench.nets.device import keep_freed_memory
+from pagoda_bench.nets.device import computed_precision, keep_freed_memory
 from pagoda_bench.recipes.stages import TrainConfig
 from pagoda_bench.training import checkpoints, parallel, sharding
 from pagoda_bench.training.logs import CSV, GRIDS, Log
@@ -160,7 +160,7 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
     if (ctx.work / GRIDS).is_dir():
         shutil.copytree(ctx.work / GRIDS, ctx.out / GRIDS, dirs_exist_ok=True)
     ctx.record(training_flops=float(counts.flops) * steps, steps=steps, curve=counts.curve, seed=seed)
-    ctx.record(**beside.facts())
+    ctx.record(precision=computed_precision(config.precision, kind), **beside.facts())
     if counts.skipped:
         ctx.record(skipped=counts.skipped)
     if parallel.world() > 1:
@@ -168,7 +168,9 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
 
 
 def autocast(precision: str, kind: str = "cpu") -> AbstractContextManager[object]:
-    """What the forward passes of a step run under: nothing for "fp32", else PyTorch's autocast, on devices of a kind."""
+    """What the forward passes of a step run under: nothing for "fp32", else PyTorch's autocast, on devices of a kind. A
+    processor without instructions for bfloat16 computes "bf16" in float32 (`computed_precision`)."""
+    precision = computed_precision(precision, kind)
     if precision == "fp32":
         return nullcontext()
     # No cache: a step trains networks more than once, and a cached copy would be of the weights before.

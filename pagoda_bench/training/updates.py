@@ -16,7 +16,7 @@ from torch import nn
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.stages import TrainConfig
 from pagoda_bench.training import parallel
-from pagoda_bench.training.sharding import whole
+from pagoda_bench.training.sharding import any_sharded, whole
 
 Precision = Literal["fp32", "bf16", "fp16"]
 SMALLEST = 2.0**-14  # loss scale below which something else than the scale is wrong
@@ -88,4 +88,7 @@ def optimizer(
 ) -> torch.optim.Optimizer:
     """The optimiser that a recipe names, without weight decay; `lr` and `betas` stand for the recipe's."""
     kinds = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam, "adamw": torch.optim.AdamW}
-    return kinds[config.optimizer](parameters, lr=lr or config.lr, betas=betas or config.betas, weight_decay=0.0)
+    # One kernel for all tensors, or at least few: PyTorch has no fused RAdam, and its fused ones take no parts of tensors.
+    fused = config.optimizer != "radam" and not any_sharded(parameters)
+    how = {"fused": True} if fused else {"foreach": True}
+    return kinds[config.optimizer](parameters, lr=lr or config.lr, betas=betas or config.betas, weight_decay=0.0, **how)
