@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pagoda_bench.artifacts.checkpoint import FULL, nearly_full
 
-DONE, STOPPED = "done", "stopped"
+DONE, STOPPED, FAILED = "done", "stopped", "failed"
 KEPT_BYTES = 16_000  # of a log's end are searched for a cause
 
 # What a log says, and what that means to a user; the first that fits. The wording is that of PyTorch, CUDA, Python and ours.
@@ -132,7 +132,7 @@ def explain(text: str, code: int) -> tuple[str, str]:
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         return "killed", f"ended by {name}"
-    return "failed", (lines[-1][:500] if lines else f"exit code {code}")
+    return FAILED, (lines[-1][:500] if lines else f"exit code {code}")
 
 
 def blamed(end: Ended, store: Path) -> Ended:

@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from pagoda_bench.errors import UserError
-from pagoda_bench.plan.attempts import DONE, STOPPED, Ended, attempt, blamed, environment_of, stage_command
+from pagoda_bench.plan.attempts import DONE, FAILED, STOPPED, Ended, attempt, blamed, environment_of, stage_command
 from pagoda_bench.plan.dag import Plan
 from pagoda_bench.plan.inline import Outcome
 from pagoda_bench.plan.progress import Reporter, finished, reporter
@@ -152,7 +152,8 @@ class _Queue:
         artifact = self.plan.store.find(recipe, self.plan.session) if end.cause == DONE else None
         if artifact is None:
             why = end.line.removeprefix("pagoda-bench: error: ") or f"exit code {end.code}"
-            self._failed(task, f"{end.cause}: {why} (log: {self.sweep.log(task.key)})", number)
+            cause = "" if end.cause == FAILED else f"{end.cause}: "
+            self._failed(task, f"{cause}{why} (log: {self.sweep.log(task.key)})", number)
             return
         self.outcome.artifacts[task.key] = artifact
         self.report.say(finished(self._label(task, number), recipe, end.seconds, made=True))
