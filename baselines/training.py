@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from pagoda_bench.artifacts.provenance import FLOPS, UPSTREAM_FLOPS
 from pagoda_bench.errors import UserError
 from pagoda_bench.pagoda.teacher import upstream_work
+from pagoda_bench.recipes.stages import TrainConfig
 from pagoda_bench.recipes.trained import Trained, trained_upstream
 from pagoda_bench.training.loop import Task, autocast, count_step, train
+from pagoda_bench.training.updates import apply
+
+NOT_HERE = ("accumulate", "emas", "shard", "evaluate")  # of `TrainConfig`: what only the models of `pagoda_bench` do
 
 
 def fit(recipe: Trained, task: Task, ctx: Any, dearer_from: int = 0) -> None:
@@ -17,8 +25,10 @@ def fit(recipe: Trained, task: Task, ctx: Any, dearer_from: int = 0) -> None:
     `dearer_from` is the step from which on a step costs other work than before (more is trained then); 0 where none does.
 
     Raises:
-        UserError: what comes before this stage has cost all of the work that there is, or a loss is not finite.
+        UserError: what comes before this stage has cost all of the work that there is, `train` asks for something that no
+            baseline does, or a loss is not finite.
     """
+    _check(recipe.train, recipe.title)
     later = 0
     if dearer_from:
         with autocast(recipe.train.precision):
@@ -38,6 +48,25 @@ def fit(recipe: Trained, task: Task, ctx: Any, dearer_from: int = 0) -> None:
         ctx.record(matched_flops=own)
     if later:
         ctx.record(training_flops=_work(ctx.facts, dearer_from, later))
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, config: TrainConfig) -> dict[str, float]:
+    """One update along the gradient of `loss`, a single value. Nothing is changed where loss or gradient is not finite, and
+    then one of the values that are returned for the log is not, so that the loop counts the step as skipped."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    value = float(loss.detach())
+    norm = apply(optimizer, [value], clip=config.clip)
+    return {"loss": value} if math.isfinite(norm) else {"loss": value, "norm": norm}
+
+
+def _check(config: TrainConfig, title: str) -> None:
+    """Refuses what would be passed over in silence."""
+    for name in NOT_HERE:
+        if getattr(config, name) != TrainConfig.model_fields[name].default:
+            raise UserError(f"{title}: train.{name} is not for this method: leave it out")
+    if config.precision == "fp16":
+        raise UserError(f"{title}: train.precision fp16 needs a loss scale, which this method has not: use bf16 or fp32")
 
 
 def steps_for(work: float, flops: int, later: int, dearer_from: int) -> int:

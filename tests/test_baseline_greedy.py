@@ -17,7 +17,7 @@ from torch import Tensor
 from toy_scale import toy_scale
 
 from baselines.greedy import process, sample, train
-from baselines.greedy.net import GreedyNet, shard
+from baselines.greedy.net import Core, GreedyNet, shard
 from baselines.greedy.presets import PRESETS
 from baselines.greedy.recipes import CoreConfig, Greedy, GreedyCore, GreedyGrown, OuterConfig, TextConfig, build
 from baselines.greedy.text import Words, encoder
@@ -25,6 +25,7 @@ from baselines.training import steps_for
 from pagoda_bench import resources
 from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.data import open_dataset
+from pagoda_bench.diffusion import edm
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.features import save_half
 from pagoda_bench.recipes.base import Recipe
@@ -175,6 +176,43 @@ def test_the_ideal_denoiser_of_a_gaussian_gives_the_gaussian(solver: Any) -> Non
     assert found.std().item() == pytest.approx(STD, rel=0.06)
 
 
+def test_images_of_unit_variance_make_it_the_preconditioning_of_edm() -> None:
+    """With the data's deviation v is EDM's network with the sign turned, at every noise level (Karras et al. 2022, Table 1)."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, 4, 4, dtype=torch.float64, generator=generator)
+    weight = torch.randn(3, 3, dtype=torch.float64, generator=generator)
+    sigma, none = torch.tensor([0.01, 0.2, 0.5, 3.0, 60.0], dtype=torch.float64), torch.zeros(5)
+    ours = process.denoise(lambda z, *_: torch.einsum("oc,bchw->bohw", weight, z), x, sigma, none, 0.5)
+    theirs = edm.denoise(lambda z, *_: -torch.einsum("oc,bchw->bohw", weight, z), x, sigma, none, 0.5)
+    torch.testing.assert_close(ours, theirs)
+    # and the loss of v is EDM's weighted loss
+    image, noise = x.clamp(-1, 1), torch.randn(x.shape, dtype=x.dtype, generator=generator)
+    loss = process.training_loss(lambda z, *_: 0.3 * z, image / 0.5, noise, -2 * (sigma / 0.5).log(), none, "v")
+    torch.testing.assert_close(loss, edm.training_loss(lambda z, *_: -0.3 * z, image, none, noise, sigma, 0.5))
+
+
+def test_the_core_is_told_the_noise_of_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At another resolution the same logSNR of pixels means another one of tokens: that of their mean."""
+    told: list[Tensor] = []
+    conditions = Core.conditions
+    monkeypatch.setattr(Core, "conditions", lambda self, logsnr, given: told.append(logsnr) or conditions(self, logsnr, given))
+    logsnr, labels = torch.tensor([-2.0, 5.0]), torch.tensor([1, 2])
+    for outer in (OuterConfig(resolution=4), GROWN.outer):
+        GreedyNet(CORE, outer)(torch.zeros(2, 3, outer.resolution, outer.resolution), logsnr, labels)
+    torch.testing.assert_close(told[0], logsnr)
+    noise = torch.randn(20000, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mean((1, 2))
+    assert (told[1] - logsnr).tolist() == pytest.approx([-math.log(noise.var().item())] * 2, abs=0.05)
+
+
+def test_what_the_embedded_preset_trains_fits_into_a_release() -> None:
+    grid = spec.read(resources.folder("experiments") / "baselines.yaml")
+    (row,) = spec.build(grid, spec.load_scale(grid, "embedded")).only(["greedy"]).rows
+    assert isinstance(row.generator, Greedy)
+    with torch.device("meta"):
+        net = GreedyNet(row.generator.of.core, row.generator.of.outer)
+    assert 2 * sum(p.numel() for p in net.parameters()) < 2.95e6  # bytes as float16
+
+
 @pytest.mark.parametrize("resolution", [8, 32, 256])
 def test_the_shift_is_what_averaging_pixels_takes_away(resolution: int) -> None:
     t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
@@ -267,7 +305,7 @@ def test_rows_of_the_method() -> None:
     assert isinstance(chain, Greedy)
     assert isinstance(chain.of, GreedyGrown)
     assert isinstance(chain.of.base, GreedyCore)
-    assert (chain.of.base.share, chain.of.share) == (0.35, 1.0)
+    assert (chain.of.base.share, chain.of.share) == (0.25, 1.0)
     assert chain.of.match == toy_scale().work_of(16)
     scratch = build(toy_scale(greedy={**toy, "mode": "scratch"}), 16).of  # type: ignore[attr-defined]
     assert (scratch.base, scratch.freeze, scratch.core.width) == (None, "never", 32)
@@ -279,8 +317,13 @@ def test_rows_of_the_method() -> None:
     while isinstance(level, GreedyGrown):
         found.append((level.outer.resolution, level.outer.widths, round(level.share, 4)))
         level = level.base
-    assert found == [(64, (48, 96), 1.0), (32, (96,), 0.7833), (16, (), 0.5667)]
-    assert (level.outer.resolution, level.share) == (8, 0.35)
+    assert found == [(64, (32, 64), 1.0), (32, (64,), 0.75), (16, (), 0.5)]
+    assert (level.outer.resolution, level.share) == (8, 0.25)
+    process = {name: rows[name].of.process for name in ("frozen", "scratch")}  # type: ignore[union-attr]
+    assert process["frozen"] == process["scratch"]
+    assert (process["frozen"].shift, process["frozen"].deviation) == (48, 0.5)
+    assert (level.process.shift, level.process.deviation) == (16, 0.5)
+    assert (rows["thawed"].of.freeze, rows["thawed"].of.thaw_at) == ("until", 2000)  # type: ignore[union-attr]
     base = build(toy_scale(greedy=toy), 8)
     assert (base.resolution, base.of.share) == (8, 1.0)  # type: ignore[attr-defined]
 
@@ -291,7 +334,9 @@ def test_rows_of_the_method() -> None:
         ({"mode": "froze"}, "'froze' is none of frozen"),
         ({"coer": {}}, "unknown key 'coer'"),
         ({"grown": {"outer": {"widths": [8]}}}, "needs 2 widths, there are 1"),
-        ({"mode": "thawed"}, "give both or neither"),
+        ({"thaw_at": 3}, "give both or neither"),
+        ({"mode": "thawed", "thaw_at": 0}, "give both or neither"),
+        ({"process": {"deviation": 0}}, "deviation: .*greater than 0"),
         ({"preset": "embeded"}, "unknown preset 'embeded'"),
         ({"core": {"heads": 3}}, "cannot have 3 heads"),
         ({"core": {"text": {"encoder": "t5"}}}, "need a name"),

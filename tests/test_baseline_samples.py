@@ -20,7 +20,7 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.data import EmbeddedData
 from pagoda_bench.recipes.stages import RealImages
 from pagoda_bench.sampling.generators import load
-from pagoda_bench.tables import spec
+from pagoda_bench.tables import lines, spec
 
 N, SIZE = 20, 16
 DATA = EmbeddedData(master=16)
@@ -208,4 +208,4 @@ def test_rows_name_them_in_a_line(real: np.ndarray, tmp_path: Path) -> None:
     assert table.rows[1].generator.of.n == 40  # type: ignore[attr-defined]
     both = {"id": "x", "label": "X", "system": "X", "at": "top", "samples": "a", "command": "b"}
     with pytest.raises(UserError, match="give one of method, samples, command"):
-        spec.RowSpec.load(both)
+        lines.RowSpec.load(both)

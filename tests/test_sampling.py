@@ -219,13 +219,16 @@ def test_scores_of_real_images_are_the_noise_floor(inputs: dict[str, Path], tmp_
     recipe = Score(generator=RealImages(data=DATA, at=16), reference=reference_recipe(), n=N)
     found, ctx = run_score(recipe, inputs, tmp_path)
     scores = found["scores"]
-    assert set(scores) == {"fd", "precision", "recall", "is", "nfe", "parameters"}
+    assert set(scores) == {"fd", "precision", "recall", "is", "alignment", "nfe", "parameters"}
     assert (scores["nfe"], scores["parameters"]) == (0, 0)
     assert scores["precision"] > 0.5
     assert scores["recall"] > 0.5
     assert 1 <= scores["is"] <= 10
     data, model = open_dataset(DATA), load_features(FEATURES, ctx)
     near, far = (ByClass(data, "val").balanced(np.arange(N), end) for end in ("near", "far"))
+    shown = data.images(ByClass(data, "val").balanced(np.arange(N), "far"), 16, "val")
+    agreed = sum(int(model.features(shown[i : i + 1], 1)[1][0].argmax()) == i % 10 for i in range(N))
+    assert scores["alignment"] == pytest.approx(agreed / N, abs=1.5 / N)  # batches round differently
     floor = frechet_from_features(*(model.features(data.images(indices, 16, "val"), 64)[0] for indices in (near, far)))
     assert scores["fd"] == pytest.approx(floor, rel=1e-6)
     noise_score, _ = run_score(Score(generator=Noisy(), reference=reference_recipe(), n=N), inputs, tmp_path / "noisy")

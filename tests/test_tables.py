@@ -14,7 +14,7 @@ from pagoda_bench.recipes.base import walk
 from pagoda_bench.recipes.data import ImageData
 from pagoda_bench.recipes.stages import EDM, Grow, Heun, OneStep, Upsampled
 from pagoda_bench.recipes.work import Work
-from pagoda_bench.tables import methods, spec
+from pagoda_bench.tables import lines, methods, spec
 from pagoda_bench.tables.assemble import trained_from
 
 SPEC = spec.read(resources.folder("experiments") / "table1.yaml")
@@ -166,8 +166,8 @@ def test_scales_that_extend_each_other_are_refused() -> None:
         spec.load_scale(loop, "a")
 
 
-def row(**changes: Any) -> spec.RowSpec:
-    return spec.RowSpec(**{"id": "r", "label": "R", "system": "s", "method": "pagoda", "at": "all", **changes})
+def row(**changes: Any) -> lines.RowSpec:
+    return lines.RowSpec(**{"id": "r", "label": "R", "system": "s", "method": "pagoda", "at": "all", **changes})
 
 
 @pytest.mark.parametrize(

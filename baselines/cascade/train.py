@@ -12,11 +12,12 @@ from baselines.batches import images_of_step, stratified, stratified_sigma
 from baselines.cascade.augment import blur_some, condition, corrupt, draw_levels
 from baselines.cascade.net import SuperResolutionUNet
 from baselines.cascade.recipes import Augmentation, SuperResolution
-from baselines.training import fit
+from baselines.training import descend, fit
 from pagoda_bench.data import open_dataset
 from pagoda_bench.diffusion.edm import SIGMA_MIN, training_loss
 from pagoda_bench.nets.features import save_half
 from pagoda_bench.training.loop import EMA, Task
+from pagoda_bench.training.updates import optimizer
 
 
 def run(recipe: SuperResolution, ctx: Any) -> None:
@@ -25,7 +26,7 @@ def run(recipe: SuperResolution, ctx: Any) -> None:
     torch.manual_seed(recipe.seed)
     data = open_dataset(recipe.data, ctx.data_path)
     net = SuperResolutionUNet(recipe.net).train()
-    optimizer = torch.optim.Adam(net.parameters(), lr=recipe.train.lr, betas=recipe.train.betas)
+    adam = optimizer(list(net.parameters()), recipe.train)
     ema = EMA(net, recipe.train.ema)
     resolutions = (recipe.low, recipe.net.resolution)
 
@@ -35,12 +36,9 @@ def run(recipe: SuperResolution, ctx: Any) -> None:
         seen, level = augmented(small, recipe.augment, rng)
         low = condition(seen, level, recipe.net.resolution, recipe.filter)
         loss = training_loss(lambda x, s, y: net(x, s, y, low, level), image, labels, torch.randn_like(image), sigma).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return {"loss": float(loss.detach())}
+        return descend(adam, loss, recipe.train)
 
-    fit(recipe, Task(step, {"net": net}, {"adam": optimizer}, {"net": ema}), ctx)
+    fit(recipe, Task(step, {"net": net}, {"adam": adam}, {"net": ema}), ctx)
     save_half(ema.state(net), ctx.out / "model.safetensors")
     ctx.record(parameters=sum(p.numel() for p in net.parameters()), device="cpu")
 

@@ -23,14 +23,16 @@ from baselines.consistency.functions import (
     teacher_step,
 )
 from baselines.consistency.recipes import ConsistencyDistillation, ConsistencyTraining, Objective
-from baselines.training import fit
+from baselines.training import descend, fit
 from pagoda_bench.data import open_dataset
 from pagoda_bench.diffusion.edm import denoise, karras_grid
+from pagoda_bench.errors import UserError
 from pagoda_bench.nets.features import load_features, save_half
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.weights import load_file_whole
 from pagoda_bench.pagoda.losses import feature_distance
 from pagoda_bench.training.loop import EMA, Task
+from pagoda_bench.training.updates import optimizer
 
 Lower = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x at the higher level, image, higher level, lower level, labels) -> x at the lower level."""
@@ -51,8 +53,9 @@ def run(recipe: ConsistencyDistillation | ConsistencyTraining, ctx: Any) -> None
     net.train()
     averaged = recipe.objective.decay > 0
     target = copy.deepcopy(net).requires_grad_(False) if averaged else net
-    kind = torch.optim.RAdam if recipe.optimizer == "radam" else torch.optim.Adam
-    optimizer = kind(net.parameters(), lr=recipe.train.lr, betas=recipe.train.betas)
+    if recipe.train.optimizer != "adam":
+        raise UserError(f"{recipe.title}: train.optimizer is not for this method: set `optimizer` beside `train`")
+    adam = optimizer(list(net.parameters()), recipe.train.model_copy(update={"optimizer": recipe.optimizer}))
     ema = EMA(net, recipe.train.ema)
     distance = distance_of(recipe, ctx)
 
@@ -62,15 +65,13 @@ def run(recipe: ConsistencyDistillation | ConsistencyTraining, ctx: Any) -> None
         points = points_at(index, task.steps, choice.schedule, choice.first, choice.last)
         high, low = levels(points, len(image), choice, rng)
         loss = losses(net, target, lower, distance, image, labels, high, low, choice.weight).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if averaged:
+        found = descend(adam, loss, recipe.train)
+        if averaged and "norm" not in found:
             follow(target, net, target_decay(points, choice.first, choice.decay) if choice.adaptive else choice.decay)
-        return {"loss": float(loss.detach()), "points": float(points)}
+        return {**found, "points": float(points)}
 
     nets: dict[str, nn.Module] = {"net": net, **({"target": target} if averaged else {})}
-    task = Task(step, nets, {"optimizer": optimizer}, {"net": ema})
+    task = Task(step, nets, {"optimizer": adam}, {"net": ema})
     fit(recipe, task, ctx)
     save_half(ema.state(net), ctx.out / "model.safetensors")
     ctx.record(parameters=sum(p.numel() for p in net.parameters()), device="cpu")

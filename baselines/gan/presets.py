@@ -7,7 +7,8 @@ from typing import Any
 
 Values = dict[str, Any]
 
-_TRAIN: Values = {"batch": 32, "lr": 2.0e-3, "betas": [0.0, 0.99], "ema": 0.995, "precision": "bf16"}
+_TRAIN: Values = {"batch": 16, "lr": 2.0e-3, "betas": [0.0, 0.99], "ema": 0.995, "precision": "bf16"}
+_TRAIN_32: Values = {**_TRAIN, "batch": 32}
 _LONG: Values = {
     "steps": 500_000,
     "batch": 2048,
@@ -38,8 +39,8 @@ PRESETS: dict[str, Values] = {
     },
     "cifar10": {
         "net": {"channels": [96, 96], "layers": [2, 2], "mapping_rate": 0.1},
-        "stem": {"train": _TRAIN, "share": 0.35},
-        "grown": [{"channels": 64, "train": _TRAIN, "share": 0.6}, {"channels": 48, "train": _TRAIN}],
+        "stem": {"train": _TRAIN_32, "share": 0.35},
+        "grown": [{"channels": 64, "train": _TRAIN_32, "share": 0.6}, {"channels": 48, "train": _TRAIN_32}],
         "adversary": {"width": 64, "updates": 2, "augment": True},
     },
     "paper": {

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from baselines.greedy.recipes import CoreConfig, OuterConfig
 from baselines.greedy.text import TokenLayers
 from pagoda_bench.errors import UserError
+from pagoda_bench.nets.device import training_format
 from pagoda_bench.nets.unet import ResBlock
 
 GROUP = 4  # least channels in a group of the norms
@@ -62,7 +63,7 @@ class Core(nn.Module):
         x = h.flatten(2).transpose(1, 2) + self.place
         for block in self.blocks:
             x = block(x, given)
-        return x.transpose(1, 2).unflatten(2, (self.config.grid, self.config.grid)).contiguous()
+        return x.transpose(1, 2).unflatten(2, (self.config.grid, self.config.grid))  # channels last, as the tokens lie
 
 
 class Block(nn.Module):
@@ -139,6 +140,9 @@ class Up(nn.ModuleList):
 class GreedyNet(nn.Module):
     """v(z, logsnr, condition): z (B, 3, R, R), logsnr (B,), condition as for `Core.conditions`; gives (B, 3, R, R).
 
+    The conditioning layers are told the logSNR that is left when the image is averaged over the pixels of a token, so that a
+    noise level means to the core of a grown model what it meant where the core was trained.
+
     Raises `UserError` where the resolution, the patch and the levels do not lead to the core's grid.
     """
 
@@ -147,6 +151,7 @@ class GreedyNet(nn.Module):
         _check(core, outer)
         self.outer, width, emb = outer, core.width, core.width
         self.core = Core(core)
+        self.averaging = 2 * math.log(outer.resolution / core.grid)  # of (R / grid)^2 pixels, in logSNR
         inwards = (*outer.widths, width)  # from the highest resolution to the core
         colours = 3 * outer.patch**2
 
@@ -170,8 +175,10 @@ class GreedyNet(nn.Module):
             nn.init.zeros_(self.exit.bias)
 
     def forward(self, z: Tensor, logsnr: Tensor, condition: Tensor) -> Tensor:
-        given = self.core.conditions(logsnr, condition)
+        given = self.core.conditions(logsnr + self.averaging, condition)
         emb = given.emb
+        if self.training and z.device.type == "cpu":
+            z = z.contiguous(memory_format=training_format())
         h, skips = self.entry(z), []
         for down in reversed(self.down):
             h, kept = down(h, emb)

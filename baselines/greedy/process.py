@@ -1,7 +1,8 @@
 """The diffusion process of the method: cosine schedule in logSNR with a shift by resolution, and v-prediction.
 
 Variance preserving: z = alpha x + sigma eps with alpha^2 = sigmoid(logsnr), sigma^2 = sigmoid(-logsnr). Pure functions;
-logsnr and t are one value an image, (N,).
+logsnr and t are one value an image, (N,). x is an image divided by the `deviation` of the data, so that z has unit variance
+at every level (Chen 2023, arXiv 2301.10972, on the scale of inputs); with 1 it is the image itself.
 """
 
 from __future__ import annotations
@@ -49,17 +50,20 @@ def training_loss(net: Network, image: Tensor, noise: Tensor, logsnr: Tensor, co
     return error * torch.sigmoid(logsnr) if loss == "epsilon" else error
 
 
-def denoise(net: Network, x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
-    """The denoised image for x = image + sigma eps, in EDM's variables: x is z / alpha at logsnr = -2 log sigma. So every
-    sampler of `pagoda_bench.diffusion.solvers` serves this process."""
-    logsnr = -2 * sigma.log()
+def denoise(net: Network, x: Tensor, sigma: Tensor, condition: Tensor, deviation: float = 1.0) -> Tensor:
+    """The denoised image for x = image + sigma eps, in EDM's variables: x / deviation is z / alpha at
+    logsnr = -2 log(sigma / deviation). So every sampler of `pagoda_bench.diffusion.solvers` serves this process, and the
+    network stands in EDM's preconditioning with sigma_data = deviation, its sign aside."""
+    logsnr = -2 * (sigma / deviation).log()
     alpha, _ = alpha_sigma(logsnr)
-    z = alpha.to(x.dtype) * x
-    return image_from_v(z, net(z, logsnr, condition), logsnr)
+    z = alpha.to(x.dtype) * x / deviation
+    return deviation * image_from_v(z, net(z, logsnr, condition), logsnr)
 
 
-def guided(net: Network, x: Tensor, sigma: Tensor, condition: Tensor, null: Tensor, guidance: float) -> Tensor:
+def guided(
+    net: Network, x: Tensor, sigma: Tensor, condition: Tensor, null: Tensor, guidance: float, deviation: float = 1.0
+) -> Tensor:
     """c + w (c - u) of the denoised images, both halves in one call (Ho and Salimans 2022, Eq. 6, for the image)."""
-    both = denoise(net, torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([condition, null]))
+    both = denoise(net, torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([condition, null]), deviation)
     with_it, without = both.chunk(2)
     return with_it + guidance * (with_it - without)

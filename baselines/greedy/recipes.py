@@ -17,6 +17,7 @@ from pagoda_bench.recipes.methods import describe
 from pagoda_bench.recipes.samplers import SamplerConfig
 from pagoda_bench.recipes.stages import Generator
 from pagoda_bench.recipes.trained import Trained
+from pagoda_bench.recipes.values import merged
 
 if TYPE_CHECKING:
     from pagoda_bench.tables.scales import Scale
@@ -74,13 +75,14 @@ class ProcessConfig(Config):
     al. 2023, Eq. 4; `shift` None: not at all), the network predicting v (Salimans and Ho 2022)."""
 
     shift: int | None = 32  # the resolution at which the schedule is the plain cosine
+    deviation: float = Field(1.0, gt=0)  # of the data: images are divided by it, 1 leaves them in [-1, 1]
     logsnr_min: float = -15.0
     logsnr_max: float = 15.0
     loss: Literal["v", "epsilon"] = "v"  # whose squared error is averaged
     drop: float = Field(0.1, ge=0, lt=1)  # share of images whose condition is left out, for guidance
 
 
-class GreedyCore(Trained, kind="greedy-core"):
+class GreedyCore(Trained, kind="greedy-core", version=2):
     """Phase 1: the core inside a shallow UViT, at low resolution."""
 
     runner: ClassVar[str] = "baselines.greedy.train:core"
@@ -94,7 +96,7 @@ class GreedyCore(Trained, kind="greedy-core"):
         return f"greedy core {self.outer.resolution}px"
 
 
-class GreedyGrown(Trained, kind="greedy-grown"):
+class GreedyGrown(Trained, kind="greedy-grown", version=2):
     """Phase 2: new encoder and decoder layers at a higher resolution around the core of `base`.
 
     `freeze`: "always" (the paper), "until" step `thaw_at`, or "never" (fine-tuned from the first step). Where `base` is grown
@@ -173,7 +175,10 @@ MODES = ("frozen", "thawed", "tuned", "scratch")
 def build(scale: Scale, resolution: int) -> Generator:
     """The generator at a resolution of the scale: the shallow model at the base, grown around its core above."""
     where = f"scale '{scale.name}', methods.greedy"
-    values = section(PRESETS, scale.methods.get("greedy", {}), scale.name, "greedy", KNOWN)
+    given = scale.methods.get("greedy", {})
+    values = section(PRESETS, given, scale.name, "greedy", KNOWN)
+    if "thaw_at" in given and values.get("mode") != "thawed":
+        raise UserError(f"{where}: thaw_at is the step from which mode 'thawed' trains the core: give both or neither")
     shared: dict[str, Any] = {"data": scale.data, "seed": scale.seed, "process": values.get("process", {})}
     shared["match"] = match_of(values, scale, resolution)
     if resolution == scale.base:
@@ -187,12 +192,14 @@ def build(scale: Scale, resolution: int) -> Generator:
 def _low(values: dict[str, Any], shared: dict[str, Any], base: int, where: str) -> GreedyCore:
     low = dict(values["low"])
     outer = {"resolution": base, **low.pop("outer", {})}
-    return GreedyCore.load({**low, **shared, "core": values["core"], "outer": outer}, f"{where}.low")
+    process = merged(shared["process"], low.pop("process", {}))
+    return GreedyCore.load({**low, **shared, "core": values["core"], "outer": outer, "process": process}, f"{where}.low")
 
 
 def _grown(values: dict[str, Any], shared: dict[str, Any], scale: Scale, resolution: int, where: str) -> GreedyGrown:
     grown = dict(values["grown"])
     outer = dict(grown.pop("outer", {}))
+    everywhere, shared = shared, {**shared, "process": merged(shared["process"], grown.pop("process", {}))}
     mode = values.get("mode", "frozen")
     if mode not in MODES:
         raise UserError(f"{where}.mode: '{mode}' is none of {', '.join(MODES)}")
@@ -200,11 +207,11 @@ def _grown(values: dict[str, Any], shared: dict[str, Any], scale: Scale, resolut
         start: dict[str, Any] = {"scratch": values["core"], "freeze": "never"}
         return _level(grown, shared, outer, start, values["core"].get("grid", 8), resolution, 1.0, where)
     low_share = values["low"].get("share", 0.5)
-    below: GreedyCore | GreedyGrown = _low(values, {**shared, "share": low_share}, scale.base, where)
+    below: GreedyCore | GreedyGrown = _low(values, {**everywhere, "share": low_share}, scale.base, where)
     steps = [r for r in scale.grown if r <= resolution] if values.get("octaves") else [resolution]
     freeze = {"frozen": "always", "thawed": "until", "tuned": "never"}[mode]
     for number, at in enumerate(steps, start=1):
-        start = {"base": below, "freeze": freeze, "thaw_at": values.get("thaw_at", 0)}
+        start = {"base": below, "freeze": freeze, "thaw_at": values.get("thaw_at", 0) if freeze == "until" else 0}
         share = low_share + (1.0 - low_share) * number / len(steps)
         below = _level(grown, shared, outer, start, below.core.grid, at, share, where)
     assert isinstance(below, GreedyGrown)

@@ -22,6 +22,7 @@ def load(config: Greedy, ctx: Any) -> NetworkSampler:
     net = network(model.core, model.outer, ctx.input(model) / WEIGHTS)
     data = open_dataset(model.data, ctx.data_path)
     condition, size, classes = Condition(model.core, data), model.outer.resolution, len(data.classes)
+    deviation = model.process.deviation
     by_class = ByClass(data, "val") if model.core.text else None
 
     def given(batch: Draw) -> Tensor:
@@ -35,8 +36,9 @@ def load(config: Greedy, ctx: Any) -> NetworkSampler:
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             if not config.guidance:
-                return process.denoise(net, x, sigma, wanted)
-            return process.guided(net, x, sigma, wanted, condition.null(len(x)).to(wanted.dtype), config.guidance)
+                return process.denoise(net, x, sigma, wanted, deviation)
+            null = condition.null(len(x)).to(wanted.dtype)
+            return process.guided(net, x, sigma, wanted, null, config.guidance, deviation)
 
         return diffusion.draw(config.sampler, denoise, lambda: batch.normal(3, size, size))
 

@@ -14,12 +14,13 @@ from baselines.greedy import process
 from baselines.greedy.net import GreedyNet
 from baselines.greedy.recipes import CoreConfig, GreedyCore, GreedyGrown, OuterConfig
 from baselines.greedy.text import captions_of, encoder
-from baselines.training import fit
+from baselines.training import descend, fit
 from pagoda_bench.data import Dataset, open_dataset
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.features import save_half, to_network
 from pagoda_bench.nets.weights import load_file_whole, load_whole, read_weights
 from pagoda_bench.training.loop import EMA, Task, batch_indices
+from pagoda_bench.training.updates import optimizer
 
 WEIGHTS = "model.safetensors"
 CORE = "core."
@@ -86,7 +87,7 @@ def _fit(recipe: GreedyCore | GreedyGrown, net: GreedyNet, ctx: Any) -> None:
     how, outer, train = recipe.process, recipe.outer, recipe.train
     thaw_at = recipe.thaw_at if isinstance(recipe, GreedyGrown) else 0
     trained = [p for p in net.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=train.lr, betas=train.betas)
+    adam = optimizer(trained, train)
     ema = EMA(net, train.ema)
     mirror = data.size("train") is not None
     net.train()
@@ -95,7 +96,7 @@ def _fit(recipe: GreedyCore | GreedyGrown, net: GreedyNet, ctx: Any) -> None:
         if thaw_at:
             net.core.requires_grad_(index >= thaw_at)
         numbers = batch_indices(data.size("train"), train.batch, index, recipe.seed)
-        image = to_network(data.images(numbers, outer.resolution, "train"))
+        image = to_network(data.images(numbers, outer.resolution, "train")) / how.deviation
         if mirror:
             image = torch.where((torch.rand(len(image)) < 0.5)[:, None, None, None], image.flip(3), image)
         given = condition.of(numbers, "train")
@@ -104,12 +105,9 @@ def _fit(recipe: GreedyCore | GreedyGrown, net: GreedyNet, ctx: Any) -> None:
             given = torch.where(left_out, condition.null(len(image)).to(given.dtype), given)
         logsnr = process.logsnr_of(stratified(len(image)), outer.resolution, how.shift, how.logsnr_min, how.logsnr_max).float()
         loss = process.training_loss(net, image, torch.randn_like(image), logsnr, given, how.loss).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return {"loss": float(loss.detach())}
+        return descend(adam, loss, train)
 
-    fit(recipe, Task(step, {"net": net}, {"adam": optimizer}, {"net": ema}), ctx, dearer_from=thaw_at)
+    fit(recipe, Task(step, {"net": net}, {"adam": adam}, {"net": ema}), ctx, dearer_from=thaw_at)
     save_half(ema.state(net), ctx.out / WEIGHTS)
     own = sum(p.numel() for p in net.core.parameters())
     ctx.record(parameters=sum(p.numel() for p in net.parameters()), core_parameters=own, device="cpu")

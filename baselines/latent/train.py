@@ -12,7 +12,7 @@ from torch import Tensor
 from baselines.batches import images_of_step, stratified_sigma
 from baselines.latent.net import Autoencoder as Net
 from baselines.latent.recipes import Autoencoder, LatentDiffusion
-from baselines.training import fit
+from baselines.training import descend, fit
 from pagoda_bench.data import Dataset, open_dataset
 from pagoda_bench.diffusion.edm import SIGMA_DATA, training_loss
 from pagoda_bench.nets.discriminator import ProjectedDiscriminator, hinge_discriminator
@@ -21,6 +21,7 @@ from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.weights import load_file_whole
 from pagoda_bench.pagoda.losses import adaptive_weight, feature_distance
 from pagoda_bench.training.loop import EMA, Task
+from pagoda_bench.training.updates import optimizer
 
 WEIGHTS = "model.safetensors"
 MEASURED = 512  # images from which the latents' mean and deviation are taken
@@ -35,8 +36,8 @@ def autoencoder(recipe: Autoencoder, ctx: Any) -> None:
     judge = ProjectedDiscriminator(features.channels, len(data.classes), seed=recipe.seed)
     theirs = [p for p in judge.parameters() if p.requires_grad]
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "autoencoder": torch.optim.Adam(net.parameters(), lr=config.lr, betas=config.betas),
-        "discriminator": torch.optim.Adam(theirs, lr=loss.lr_discriminator, betas=(0.5, 0.99)),
+        "autoencoder": optimizer(list(net.parameters()), config),
+        "discriminator": optimizer(theirs, config, loss.lr_discriminator, betas=(0.5, 0.99)),
     }
     ema = EMA(net, config.ema)
     side = recipe.resolution // recipe.net.factor
@@ -59,16 +60,12 @@ def autoencoder(recipe: Autoencoder, ctx: Any) -> None:
             norms = [torch.autograd.grad(part, at, retain_graph=True)[0] for part in (rec, adversarial)]
             total = total + loss.adversarial * float(adaptive_weight(norms[0], norms[1])) * adversarial
             shown["adv"] = float(adversarial.detach())
-        optimizers["autoencoder"].zero_grad(set_to_none=True)
-        total.backward()
-        optimizers["autoencoder"].step()
-        if playing:
+        found = shown | descend(optimizers["autoencoder"], total, config)
+        if playing and "norm" not in found:
             hinge = hinge_discriminator(judge(target, labels), judge([m.detach() for m in made], labels))
-            optimizers["discriminator"].zero_grad(set_to_none=True)
-            hinge.backward()
-            optimizers["discriminator"].step()
-            shown["d"] = float(hinge.detach())
-        return shown
+            theirs_found = descend(optimizers["discriminator"], hinge, config)
+            found |= {"d" if name == "loss" else name: value for name, value in theirs_found.items()}
+        return found
 
     task = Task(step, {"autoencoder": net, "discriminator": judge}, optimizers, {"autoencoder": ema})
     fit(recipe, task, ctx, dearer_from=loss.adversarial_from if loss.adversarial else 0)
@@ -95,7 +92,7 @@ def diffusion(recipe: LatentDiffusion, ctx: Any) -> None:
     data = open_dataset(recipe.data, ctx.data_path)
     coder = load_coder(recipe.autoencoder, ctx)
     net = UNet(recipe.unet).train()
-    optimizer = torch.optim.Adam(net.parameters(), lr=recipe.train.lr, betas=recipe.train.betas)
+    adam = optimizer(list(net.parameters()), recipe.train)
     ema, size = EMA(net, recipe.train.ema), recipe.autoencoder.resolution
     batch, side = recipe.train.batch, recipe.net.resolution
 
@@ -110,12 +107,9 @@ def diffusion(recipe: LatentDiffusion, ctx: Any) -> None:
         if recipe.drop:
             labels = torch.where(torch.rand(batch) < recipe.drop, recipe.net.classes, labels)
         loss = training_loss(net, z, labels, torch.randn_like(z), sigma).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return {"loss": float(loss.detach())}
+        return descend(adam, loss, recipe.train)
 
-    fit(recipe, Task(step, {"net": net}, {"adam": optimizer}, {"net": ema}), ctx)
+    fit(recipe, Task(step, {"net": net}, {"adam": adam}, {"net": ema}), ctx)
     save_half(ema.state(net), ctx.out / WEIGHTS)
     ctx.record(parameters=sum(p.numel() for p in net.parameters()), device="cpu")
 

@@ -16,13 +16,14 @@ from baselines.latent.train import WEIGHTS, load_coder
 from baselines.lcm import functions as lcm
 from baselines.lcm.net import GuidedUNet
 from baselines.lcm.recipes import GuidedObjective, LatentConsistency
-from baselines.training import fit
+from baselines.training import descend, fit
 from pagoda_bench.data import open_dataset
 from pagoda_bench.diffusion.edm import SIGMA_DATA
 from pagoda_bench.nets.features import save_half
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.weights import load_file_whole
 from pagoda_bench.training.loop import EMA, Task
+from pagoda_bench.training.updates import optimizer
 
 Teacher = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x, times, w) -> the guided z."""
@@ -40,7 +41,7 @@ def run(recipe: LatentConsistency, ctx: Any) -> None:
     net.start_from(teacher)
     net.train()
     target = copy.deepcopy(net).requires_grad_(False) if choice.decay else net
-    optimizer = torch.optim.Adam(net.parameters(), lr=recipe.train.lr, betas=recipe.train.betas)
+    adam = optimizer(list(net.parameters()), recipe.train)
     ema = EMA(net, recipe.train.ema)
     of, none = lcm.process(choice.beta_min, choice.beta_max), recipe.teacher.net.classes
     size, side, batch = recipe.teacher.autoencoder.resolution, recipe.teacher.net.resolution, recipe.train.batch
@@ -53,15 +54,13 @@ def run(recipe: LatentConsistency, ctx: Any) -> None:
         w = choice.w[0] + (choice.w[1] - choice.w[0]) * torch.rand(batch)
         ask: Teacher = lambda x, t, w: guided_by(teacher, x, t, labels, w, none, of)  # noqa: E731
         loss = losses(net, target, ask, z, labels, start, end, w, of, choice).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if choice.decay:
+        found = descend(adam, loss, recipe.train)
+        if choice.decay and "norm" not in found:
             follow(target, net, choice.decay)
-        return {"loss": float(loss.detach())}
+        return found
 
     nets: dict[str, nn.Module] = {"net": net, **({"target": target} if choice.decay else {})}
-    fit(recipe, Task(step, nets, {"adam": optimizer}, {"net": ema}), ctx)
+    fit(recipe, Task(step, nets, {"adam": adam}, {"net": ema}), ctx)
     save_half(ema.state(net), ctx.out / WEIGHTS)
     ctx.record(parameters=sum(p.numel() for p in net.parameters()), device="cpu")
 

@@ -44,7 +44,7 @@ _ONLY = {
     "pairs": {"lpips_diversity"},
     "seed": {"kid", "mind", "fid_infinity", "lpips_diversity", "cas"},
 }
-_WITHOUT_REFERENCE = {"is", "vendi", "clip_score", "lpips_diversity"}
+_WITHOUT_REFERENCE = {"is", "alignment", "vendi", "clip_score", "lpips_diversity"}
 
 
 class Protocol(Config):

@@ -20,7 +20,7 @@ from pagoda_bench.metrics.inception_score import inception_score
 from pagoda_bench.metrics.judges import Judge, load_judge
 from pagoda_bench.metrics.neighbours import neighbours
 from pagoda_bench.metrics.protocol import Protocol
-from pagoda_bench.recipes.stages import Generator, RealImages, Reference, Score, Upsampled
+from pagoda_bench.recipes.stages import FeatureNet, Generator, RealImages, Reference, Score, Upsampled
 from pagoda_bench.sampling.generators import ByClass, Sampler, load
 
 BATCH = 64  # always the same: float32 networks round differently at another batch size
@@ -85,6 +85,7 @@ def score(recipe: Score, ctx: StageContext) -> None:
         "precision": near.precision,
         "recall": near.recall,
         "is": inception_score(samples.logits, min(SPLITS, recipe.n)).mean,
+        **alignment(recipe, samples.logits, sampler.classes),
         "nfe": samples.nfe,
         "parameters": sampler.parameters,
     }
@@ -98,6 +99,15 @@ def score(recipe: Score, ctx: StageContext) -> None:
         parameters=sampler.parameters,
         batch=BATCH,
     )
+
+
+def alignment(recipe: Score, logits: Features, classes: int) -> dict[str, float]:
+    """The share of samples that the judge takes for the class that was asked for, as "alignment"; nothing where the judge was
+    trained on other classes. Of captions it says whether the thing is there, not its colour or place."""
+    if not isinstance(recipe.reference.features, FeatureNet) or logits.shape[1] != classes:
+        return {}
+    asked = np.arange(recipe.first, recipe.first + recipe.n) % classes
+    return {"alignment": float((logits.argmax(1) == asked).mean())}
 
 
 def protocol(recipe: Score, classes: int, judge: Judge) -> Protocol:

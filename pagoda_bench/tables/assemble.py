@@ -40,7 +40,7 @@ def assemble(table: Table, artifacts: Mapping[str, Artifact], failures: Mapping[
         elif lost:
             cells.append(replace(head, status=f"not made: {_why(lost[0], failures)}"))
         else:
-            cells += _measured(head, row, [artifacts[score.key] for score in row.scores])
+            cells += _measured(head, row, [artifacts[score.key] for score in row.scores], table.columns)
     return [*_with_floor(cells)]
 
 
@@ -74,13 +74,14 @@ def _upstream(recipe: Recipe) -> Iterator[Recipe]:
         yield parent
 
 
-def _measured(head: Cell, row: Row, blocks: Sequence[Artifact]) -> list[Cell]:
+def _measured(head: Cell, row: Row, blocks: Sequence[Artifact], columns: Sequence[str]) -> list[Cell]:
     found = [read_score(artifact) for artifact in blocks]
     first = found[0]["scores"]
     protocol = Protocol.load(found[0]["protocol"], f"{blocks[0].path / SCORE}, protocol")
     common = replace(
         head,
-        blocks=len(blocks),
+        blocks=row.trainings if row.trainings > 1 else len(blocks),
+        trainings=row.trainings,
         n=row.scores[0].n,
         nfe=_mean([score["scores"].get("nfe") for score in found]),
         images_per_second=_mean([artifact.provenance.get("images_per_second") for artifact in blocks]),
@@ -90,8 +91,11 @@ def _measured(head: Cell, row: Row, blocks: Sequence[Artifact]) -> list[Cell]:
         git_revision=_revision(blocks[0]),
     )
     cells = []
-    for name in (m for m in DIRECTIONS if m in first):
+    each = len(found) // row.trainings  # ranges of sample indices of one training
+    for name in (m for m in DIRECTIONS if m in columns and all(m in score["scores"] for score in found)):
         values = [float(score["scores"][name]) for score in found]
+        if row.trainings > 1:
+            values = [statistics.fmean(values[at : at + each]) for at in range(0, len(values), each)]
         std = statistics.stdev(values) if len(values) > 1 else None
         cells.append(
             replace(

@@ -16,7 +16,15 @@ from pagoda_bench.errors import UserError
 DISTANCE = "fd"
 OVER_FLOOR = "fd_over_floor"
 LOWER, HIGHER = "lower", "higher"
-DIRECTIONS = {DISTANCE: LOWER, OVER_FLOOR: LOWER, "precision": HIGHER, "recall": HIGHER, "is": HIGHER}
+ALIGNMENT = "alignment"
+DIRECTIONS = {
+    DISTANCE: LOWER,
+    OVER_FLOOR: LOWER,
+    ALIGNMENT: HIGHER,
+    "precision": HIGHER,
+    "recall": HIGHER,
+    "is": HIGHER,
+}
 MEASURED = "measured"
 # What scores of one column may differ in: every resolution is measured against its own real images, and says so.
 BY_RESOLUTION = ("resolution", "reference")
@@ -25,8 +33,9 @@ BY_RESOLUTION = ("resolution", "reference")
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One metric of one row. `value` is the mean over `blocks` disjoint ranges of `n` sample indices each; `stderr` and
-    `std` are over the blocks and None for a single one. A row that was not made has one cell, without metric and value,
-    whose `status` says why."""
+    `std` are over the blocks and None for a single one. With more than one of `trainings` all of these are over the
+    trainings, and `blocks` is their number. A row that was not made has one cell, without metric and value, whose `status`
+    says why."""
 
     table: str
     scale: str
@@ -52,6 +61,7 @@ class Cell:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     scores: str = ""  # keys of the score artifacts, separated by blanks
     git_revision: str = ""
+    trainings: int = 1  # with seeds of their own
 
     @property
     def id(self) -> str:
@@ -59,6 +69,7 @@ class Cell:
 
 
 FIELDS = {f.name: str(f.type) for f in dataclasses.fields(Cell)}
+LATER = {"trainings": "1"}  # columns that older tables lack, and what they would hold
 
 
 def to_csv(cells: Iterable[Cell]) -> str:
@@ -82,11 +93,12 @@ def _text(value: Any) -> str:
 def from_csv(text: str, where: str) -> list[Cell]:
     """The cells of `to_csv`. `UserError` names `where` and the line when they are not."""
     reader = csv.DictReader(io.StringIO(text))
-    if missing := [name for name in FIELDS if name not in (reader.fieldnames or ())]:
+    if missing := [name for name in FIELDS if name not in (*(reader.fieldnames or ()), *LATER)]:
         raise UserError(f"{where}: no column '{missing[0]}'; is it a table of this program?")
     cells = []
     for row in reader:
         try:
+            row = {**LATER, **row}
             cells.append(Cell(**{name: _parse(row[name] or "", kind) for name, kind in FIELDS.items()}))
         except ValueError as error:
             raise UserError(f"{where}, line {reader.line_num}: {error}") from None

@@ -11,11 +11,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pagoda_bench.tables.cells import DIRECTIONS, DISTANCE, LOWER, MEASURED, OVER_FLOOR, Cell, apart, together
+from pagoda_bench.tables.cells import ALIGNMENT, DIRECTIONS, DISTANCE, LOWER, MEASURED, OVER_FLOOR, Cell, apart, together
 from pagoda_bench.tables.published import Published, find
 from pagoda_bench.tables.verdict import DIFFERS, SAME, Verdict
 
-HEADS = {DISTANCE: "FD", OVER_FLOOR: "FD/floor", "precision": "Precision", "recall": "Recall", "is": "IS analogue"}
+HEADS = {
+    DISTANCE: "FD",
+    OVER_FLOOR: "FD/floor",
+    ALIGNMENT: "Alignment",
+    "precision": "Precision",
+    "recall": "Recall",
+    "is": "IS analogue",
+}
 ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 NOT_MADE = "not made"
 REAL = "data"  # the system of rows of real images: ceiling and noise floor, never a rival
@@ -80,8 +87,8 @@ def sheets(
     out: list[Sheet] = []
     first: Sequence[Cell] = ()
     for group in together(cells):
-        scored = next((c for c in group if c.value is not None), None)
-        about = _about(scored) if scored else []
+        scored = any(c.value is not None for c in group)
+        about = _about(group) if scored else []
         if first:
             title = f"Under another protocol, not comparable with the table above ({'; '.join(apart(first, group))})"
         first = first or group
@@ -106,16 +113,22 @@ def published_text(cells: Sequence[Published], system: str | None, resolution: i
     return f"{' or '.join(numbers) or 'not traced'} at {resolution} px" if found else ""
 
 
-def _about(cell: Cell) -> list[str]:
+def _about(group: Sequence[Cell]) -> list[str]:
+    cell = max((c for c in group if c.value is not None), key=lambda c: (c.trainings, c.blocks))
     ranges = (
-        "one range of sample indices, so no standard error"
+        f"{cell.trainings} trainings with seeds of their own, ± standard error over these"
+        if cell.trainings > 1
+        else "one range of sample indices, so no standard error"
         if cell.blocks == 1
-        else (f"{cell.blocks} disjoint ranges of sample indices, ± standard error")
+        else f"{cell.blocks} disjoint ranges of sample indices, ± standard error"
     )
+    aligned = any(c.metric == ALIGNMENT for c in group)
     return [
         f"N = {cell.n:,}, {ranges}. FD: Fréchet distance in the features of this project's own network, never to be compared "
         "with FID. FD/floor: in units of the FD of real images at that resolution. Training FLOP: counted, upstream stages "
         "included, less the feature network that judges all rows."
+        + " Alignment: the share of samples that this network takes for the class that was asked for."
+        * aligned
     ]
 
 

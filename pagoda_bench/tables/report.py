@@ -97,7 +97,7 @@ def _put(data: bytes, path: Path) -> None:
 
 
 def _figures(found: Report) -> dict[str, bytes]:
-    from pagoda_bench.tables import grids, plots
+    from pagoda_bench.tables import grids, panels, plots
 
     name, short = stem(found.table), found.table.name  # the grid shows the first block, the same whatever is scored
     group = next(iter(long_form.together(found.cells)), [])  # figures show one protocol only
@@ -106,6 +106,7 @@ def _figures(found: Report) -> dict[str, bytes]:
         f"{name}-fd-vs-resolution": plots.distance_by_resolution(group),
         f"{name}-fd-vs-work": plots.distance_by_work(group),
         f"{short}-samples": grids.sample_grid(rows, grids.class_names(found.table.scale.data), CAPTION),
+        **{f"{name}-{plot.name}": panels.panels(plot, group) for plot in found.table.plots},
     }
     return {
         f"{file}.{kind}": data

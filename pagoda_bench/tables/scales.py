@@ -38,6 +38,7 @@ class Scale(Config):
     base: int
     grown: tuple[int, ...]
     seed: int = 0  # of every stage that does not set its own; the judge's is `features.seed`, for whatever runs it compares
+    seeds: tuple[int, ...] = ()  # of several trainings of every row, over which tables give errors; none: `seed` alone
     features: dict[str, Any]
     judged_by: dict[str, Any] = Field(default_factory=dict)  # over `features`, for a judge that no row has trained with
     teacher: dict[str, Any]
@@ -68,6 +69,10 @@ class Scale(Config):
     @property
     def top(self) -> int:
         return self.resolutions[-1]
+
+    def trainings(self) -> list[Scale]:
+        """This scale, once for each training seed. The judge is the same in all."""
+        return [self.model_copy(update={"seed": seed}) for seed in self.seeds or (self.seed,)]
 
     def judge(self) -> Features:
         """The network that scores: the one that losses look through, unless `judged_by` makes another of it."""

@@ -22,53 +22,12 @@ from pagoda_bench.recipes.data import DataConfig, ImageData, PreparedData
 from pagoda_bench.recipes.stages import Generator, Score
 from pagoda_bench.recipes.values import merged, read_yaml
 from pagoda_bench.tables import methods
+from pagoda_bench.tables.cells import DIRECTIONS
+from pagoda_bench.tables.lines import COLUMNS, PlotSpec, RowSpec
 from pagoda_bench.tables.scales import Sampling, Scale
 
-SHORTHANDS = ("samples", "command")
 YOURS = (ImageData.kind, PreparedData.kind)  # kinds of data that the user brings
 Describe = Callable[[Mapping[str, Any]], DataConfig]  # the data section of a scale that needs --data -> what lies there
-
-
-class RowSpec(Config):
-    """One line of the grid: a method at some of the scale's resolutions ("base", "grown", "top", "all" or a list)."""
-
-    id: str
-    label: str
-    system: str
-    method: str
-    at: str | tuple[int, ...]
-    published: str | None = None  # the system in the published table whose values stand beside this row
-    options: dict[str, Any] = Field(default_factory=dict)  # of this row, over the scale's section `methods.<method>`
-
-    @model_validator(mode="wrap")  # around the check for unknown keys
-    @classmethod
-    def _shorthand(cls, value: Any, handler: Any) -> Any:
-        """`samples: PATH` and `command: LINE` in the place of `method`, for images that others made or that a program makes."""
-        named = [name for name in SHORTHANDS if isinstance(value, dict) and name in value]
-        if not named:
-            return handler(value)
-        if len(named) > 1 or "method" in value:
-            raise ValueError(f"give one of {', '.join(('method', *SHORTHANDS))}, not several")
-        rest = {k: v for k, v in value.items() if k != named[0]}
-        options = {named[0]: value[named[0]], **rest.get("options", {})}
-        return handler({**rest, "method": named[0], "options": options})
-
-    def values(self, scale: Scale) -> Scale:
-        """The scale as this row's method sees it: its options merged over the section of the method."""
-        if not self.options:
-            return scale
-        section = merged(scale.methods.get(self.method, {}), self.options)
-        return scale.model_copy(update={"methods": {**scale.methods, self.method: section}})
-
-    def resolutions(self, scale: Scale) -> tuple[int, ...]:
-        places = {"base": (scale.base,), "grown": scale.grown, "top": (scale.top,), "all": scale.resolutions}
-        if isinstance(self.at, str):
-            if self.at not in places:
-                raise UserError(f"row '{self.id}': unknown place '{self.at}'{nearest(self.at, places)}")
-            return places[self.at]
-        if absent := [r for r in self.at if r not in scale.resolutions]:
-            raise UserError(f"row '{self.id}' is at {absent[0]} px, scale '{scale.name}' has {list(scale.resolutions)}")
-        return self.at
 
 
 class TableSpec(Config):
@@ -80,15 +39,28 @@ class TableSpec(Config):
     scales_of: str | None = None  # another experiment file, whose scales stand below those of this one
     published: str | None = None  # a file in paper_tables/
     published_base: int = 64  # the base resolution of the published chain: twice the base here stands beside twice that
+    columns: tuple[str, ...] = COLUMNS  # the scores that are shown
+    plots: tuple[PlotSpec, ...] = ()
     rows: tuple[RowSpec, ...]
     scales: dict[str, dict[str, Any]]
     unavailable: dict[str, str] = Field(default_factory=dict)  # scale -> why it cannot be run
 
+    @model_validator(mode="after")
+    def _known(self) -> TableSpec:
+        for name in self.columns:
+            if name not in DIRECTIONS:
+                raise ValueError(f"unknown column '{name}'{nearest(name, DIRECTIONS)}")
+        ids = [row.id for row in self.rows]
+        for plot in self.plots:
+            if lost := [name for name in plot.rows if name not in ids]:
+                raise ValueError(f"plot '{plot.name}': unknown row '{lost[0]}'{nearest(lost[0], ids)}")
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of a table at one resolution: a generator and one score for each block of sample indices; neither where what it
-    needs is not here."""
+    """One row of a table at one resolution: a generator and one score for each block of sample indices, those of one training
+    after another; neither where what it needs is not here. `generator` is that of the first training."""
 
     id: str  # "pagoda-64"
     row: str  # "pagoda"
@@ -99,6 +71,7 @@ class Row:
     scores: tuple[Score, ...]
     published: str | None = None
     unavailable: str = ""  # why there is no generator, and what to do
+    trainings: int = 1  # with seeds of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +87,8 @@ class Table:
     published: str | None
     published_base: int
     changed: bool  # by --set: what is committed for this scale says nothing about it
+    columns: tuple[str, ...] = COLUMNS
+    plots: tuple[PlotSpec, ...] = ()
 
     @property
     def scores(self) -> list[Score]:
@@ -198,6 +173,8 @@ def build(spec: TableSpec, scale: Scale, *, full: bool = False, changed: bool = 
         published=spec.published,
         published_base=spec.published_base,
         changed=changed,
+        columns=spec.columns,
+        plots=spec.plots,
     )
 
 
@@ -211,7 +188,10 @@ def _row(line: RowSpec, scale: Scale, resolution: int, sampling: Sampling) -> Ro
         "published": line.published,
     }
     try:
-        generator = methods.find(line.method)(line.values(scale), resolution)
+        generators: list[Generator] = []
+        for training in scale.trainings():
+            generator = methods.find(line.method)(line.values(training), resolution)
+            generators += [] if generator in generators else [generator]  # one where nothing is trained
     except Unavailable as error:
         return Row(**head, generator=None, scores=(), unavailable=str(error))
     if generator.resolution != resolution:
@@ -227,9 +207,10 @@ def _row(line: RowSpec, scale: Scale, resolution: int, sampling: Sampling) -> Ro
             first=block * sampling.n,
             neighbours=sampling.neighbours,
         )
+        for generator in generators
         for block in range(sampling.blocks)
     )
-    return Row(**head, generator=generator, scores=scores)
+    return Row(**head, generator=generators[0], scores=scores, trainings=len(generators))
 
 
 def _values(spec: TableSpec, name: str, chain: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 What can be asked depends on what the two have in common; N and protocol must agree in any case.
 
 - **The same weights and the same sample indices** (`weights`, `n` and the score keys agree): both runs computed the same
-  images, up to the rounding of another processor or library. They are the same if they agree within 2 %; for precision
-  and recall, which are fractions of N, also within 3 of N.
+  images, up to the rounding of another processor or library. They are the same if they agree within 2 %; for precision,
+  recall and alignment, which are fractions of N, also within 3 of N.
 - **Other weights, at least two blocks on one side**: sampling error is known. The same if the difference is within the
   95 % interval of Welch's t-test on the block means, or within 2 %, whichever is wider. 2 % is what training the same model
   again moves a distance by at the least (The FID Lottery, arXiv 2606.20536: a coefficient of variation of 1 to 2 %).
@@ -26,7 +26,7 @@ from pagoda_bench.tables.cells import Cell, differences
 
 SAME, DIFFERS, NONE = "same within the error", "differs", "no committed value"
 FLOOR = 0.02
-COUNTED = ("precision", "recall")
+COUNTED = ("precision", "recall", "alignment")
 
 
 @dataclass(frozen=True, kw_only=True)
