@@ -25,7 +25,7 @@ PRESETS: dict[str, Values] = {
         "stages": [
             {
                 "net": {"resolution": 16, "channels": 32, "encoder": [1.25, 2], "attention": [8], "group_channels": 4},
-                "train": {**_SMALL, "batch": 32},
+                "train": {**_SMALL, "batch": 64},
                 "share": 0.35,
             },
             {
@@ -37,7 +37,7 @@ PRESETS: dict[str, Values] = {
                     "attention": [8],
                     "group_channels": 4,
                 },
-                "train": {**_SMALL, "batch": 16},
+                "train": {**_SMALL, "batch": 32},
                 "augment": {"blur": _BLUR},
             },
         ],

@@ -8,7 +8,7 @@ from typing import Any
 Values = dict[str, Any]
 
 _SHORT: Values = {"match": None, "train": {"steps": 20, "batch": 16, "warmup": 2}}
-_SMALL: Values = {"batch": 32, "lr": 1.0e-3, "betas": [0.9, 0.99], "ema": 0.99}
+_SMALL: Values = {"batch": 64, "lr": 1.0e-3, "betas": [0.9, 0.99], "ema": 0.99}
 
 _CD: Values = {"first": 18, "distance": "features", "eps": 0.1, "decay": 0.9}
 _CT: Values = {"schedule": "sqrt", "first": 2, "last": 60, "distance": "features", "eps": 0.1, "decay": 0.9, "adaptive": True}
@@ -25,7 +25,7 @@ _ICT: Values = {
 CD: dict[str, Values] = {
     "smoke": {**_SHORT, "objective": {**_CD, "first": 8}},
     "embedded": {"train": {**_SMALL, "lr": 5.0e-4}, "objective": _CD},
-    "cifar10": {"train": {**_SMALL, "batch": 64, "lr": 5.0e-4}, "objective": _CD},
+    "cifar10": {"train": {**_SMALL, "lr": 5.0e-4}, "objective": _CD},
     # Two steps: the levels 0 and 22 of the grid of 40.
     "paper": {
         "match": None,
@@ -37,7 +37,7 @@ CD: dict[str, Values] = {
 CT: dict[str, Values] = {
     "smoke": {**_SHORT, "objective": {**_CT, "last": 12}},
     "embedded": {"train": _SMALL, "objective": _CT},
-    "cifar10": {"train": {**_SMALL, "batch": 64}, "objective": _CT},
+    "cifar10": {"train": _SMALL, "objective": _CT},
     # Two steps: the levels 0 and 106 of the grid of 201.
     "paper": {
         "match": None,
@@ -49,7 +49,7 @@ CT: dict[str, Values] = {
 ICT: dict[str, Values] = {
     "smoke": {**_SHORT, "objective": {**_ICT, "first": 4, "last": 16}},
     "embedded": {"train": _SMALL, "objective": _ICT},
-    "cifar10": {"train": {**_SMALL, "batch": 64}, "objective": _ICT},
+    "cifar10": {"train": _SMALL, "objective": _ICT},
     "paper": {
         "match": None,
         "train": {"steps": 800_000, "batch": 4096, "lr": 1.0e-4, "betas": [0.9, 0.999], "warmup": 1, "ema": 0.99997},
