@@ -18,7 +18,7 @@ from pagoda_bench.recipes.stages import TrainConfig
 from pagoda_bench.training import checkpoints, loop
 from pagoda_bench.training.logs import milestones, read, save_picture, sheet
 from pagoda_bench.training.loop import Task, train
-from pagoda_bench.training.updates import LossScale, apply
+from pagoda_bench.training.updates import LossScale, apply, optimizer
 from tests.test_training import Stop, context, task, weights
 
 
@@ -66,6 +66,22 @@ def test_clipping_is_pytorchs() -> None:
     norm = apply(torch.optim.SGD(nets[1].parameters(), lr=0.1), [1.0], clip=0.5)
     assert norm == pytest.approx(float(expected))
     torch.testing.assert_close(nets[1].weight, nets[0].weight)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "radam"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_step_is_pytorchs_plain_one_whatever_the_layout_of_a_gradient(name: str, layout: torch.memory_format) -> None:
+    plain = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}[name]
+    start, config = torch.randn(8, 4, 3, 3), TrainConfig(steps=1, optimizer=name, lr=0.1)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    mine = optimizer([ours], config)
+    other = plain([theirs], lr=0.1, betas=config.betas, weight_decay=0.0)
+    for _ in range(8):
+        gradient = torch.randn(8, 4, 3, 3)
+        ours.grad, theirs.grad = gradient.contiguous(memory_format=layout), gradient
+        apply(mine, [0.0])
+        other.step()
+    torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
