@@ -31,8 +31,8 @@ def test_the_loss_scale_is_pytorchs() -> None:
     optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in nets]
     for step in range(12):
         x = torch.full((2, 3), float("inf") if step in (2, 7, 8) else 0.1 * step)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
+        for each in optimizers:
+            each.zero_grad()
         theirs.scale(nets[0](x).square().mean()).backward()
         theirs.step(optimizers[0])
         theirs.update()

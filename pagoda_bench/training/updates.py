@@ -81,7 +81,7 @@ def apply(
         torch._foreach_mul_(gradients, clip / norm)
     for p in parameters:
         # PyTorch 2.15's fused optimisers on a CPU go through the memory of weight and gradient side by side, whatever their
-        # strides: a channels-last gradient of a contiguous weight would be applied in the wrong order, and nothing would say so.
+        # strides: a channels-last gradient of a contiguous weight would be applied in the wrong order, without a word.
         if p.grad is not None and p.grad.stride() != p.stride() and not any_sharded([p]):
             p.grad = torch.empty_like(p).copy_(p.grad)
     optimizer.step()
