@@ -20,7 +20,7 @@ from baselines.greedy import process, sample, train
 from baselines.greedy.net import Core, GreedyNet, shard
 from baselines.greedy.presets import PRESETS
 from baselines.greedy.recipes import CoreConfig, Greedy, GreedyCore, GreedyGrown, OuterConfig, TextConfig, build
-from baselines.greedy.text import Words, encoder
+from baselines.greedy.text import Pretrained, Words, encoder
 from baselines.training import steps_for
 from pagoda_bench import resources
 from pagoda_bench.artifacts.context import StageContext
@@ -213,6 +213,19 @@ def test_what_the_embedded_preset_trains_fits_into_a_release() -> None:
     assert 2 * sum(p.numel() for p in net.parameters()) < 2.95e6  # bytes as float16
 
 
+def test_the_embedded_preset_trains_on_the_noise_levels_of_the_edm_rows() -> None:
+    grid = spec.read(resources.folder("experiments") / "baselines.yaml")
+    scale = spec.load_scale(grid, "embedded")
+    model = build(scale, 64).of  # type: ignore[attr-defined]
+    for phase, edm_row, margin in ((model, scale.edm_model(), 0.02), (model.base, scale.teacher_model(), 0.2)):
+        how = phase.process
+        t = (torch.arange(10000, dtype=torch.float64) + 0.5) / 10000
+        logsnr = process.logsnr_of(t, phase.outer.resolution, how.shift, how.logsnr_min, how.logsnr_max)
+        log_sigma = math.log(how.deviation) - logsnr / 2
+        assert log_sigma.mean().item() == pytest.approx(edm_row.p_mean, abs=margin)
+        assert log_sigma.std().item() == pytest.approx(edm_row.p_std, rel=0.35)
+
+
 @pytest.mark.parametrize("resolution", [8, 32, 256])
 def test_the_shift_is_what_averaging_pixels_takes_away(resolution: int) -> None:
     t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
@@ -270,6 +283,29 @@ def test_captions_condition_and_guide(tmp_path: Path) -> None:
     assert there.sum(1).tolist() == [4, 4, 4]
     assert torch.equal(emb[0], emb[2])
     assert not torch.allclose(emb[0], emb[1])
+
+
+def test_states_of_a_pretrained_encoder_end_with_the_caption() -> None:
+    """Whatever stands behind the end of a caption reaches neither the mean nor the attention."""
+    config = TextConfig(encoder="t5", name="any", tokens=6, width=8)
+    noise = iter([7.0, -3.0, 0.0])
+
+    def states(captions: list[str]) -> tuple[Tensor, Tensor]:
+        there = torch.tensor([[i <= len(c.split()) for i in range(6)] for c in captions])
+        kept = torch.randn(len(captions), 6, 8, generator=torch.Generator().manual_seed(0))
+        return torch.where(there[:, :, None], kept, next(noise)), there
+
+    core = Core(CORE.model_copy(update={"text": config}))
+    for block in core.blocks:
+        torch.nn.init.normal_(block.cross.out.weight)  # type: ignore[union-attr,arg-type]
+    pretrained, h = Pretrained(config, states), torch.randn(2, 16, 4, 4)
+    first, second = (core.conditions(torch.zeros(2), pretrained.encode(["a red ring", ""])) for _ in range(2))
+    torch.testing.assert_close(first.emb, second.emb)
+    torch.testing.assert_close(core(h, first), core(h, second))
+    assert first.padding is not None
+    assert first.padding.sum(1).tolist() == [4, 1]
+    with pytest.raises(UserError, match=r"gives \(6, 8\) states, the recipe says \(6, 9\): set text.tokens and text.width"):
+        Pretrained(config.model_copy(update={"width": 9}), lambda _: states(["a"])).encode(["a"])
 
 
 def test_a_pretrained_encoder_that_is_not_here_says_what_to_do() -> None:

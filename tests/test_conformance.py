@@ -92,6 +92,33 @@ def test_all_baselines_are_registered(repository: Path) -> None:
             assert (folder / "README.md").is_file(), folder.name
 
 
+# What needs weights, images or a program from outside: tests/test_baseline_places.py, test_baseline_pipelines.py,
+# test_baseline_samples.py and test_import.py bring them.
+OUTSIDE = {"command", "dit", "if", "lcm-released", "released", "samples", "sd"}
+REST = sorted(set(methods.known()) - set(NAMES))
+
+
+@pytest.mark.parametrize("name", REST)
+def test_a_method_that_trains_nothing_samples_or_says_what_it_lacks(name: str, store: Store, tmp_path: Path) -> None:
+    scale, facts = toy_scale(), facts_of(methods.find(name))
+    if name in OUTSIDE:
+        with pytest.raises(UserError) as lacking:
+            methods.find(name)(scale, scale.top)
+        assert "\n" not in str(lacking.value)
+        assert len(str(lacking.value)) > 20
+        return
+    generator = methods.find(name)(scale, scale.base if facts.at == "base" else scale.top)
+    found = models(generator)
+    make(store, found)
+    source, indices = load(generator, context(store, found, tmp_path)), np.arange(N)
+    whole, nfe = source.sample(indices, labels(indices))
+    assert (whole.dtype, whole.shape) == (np.uint8, (N, generator.resolution, generator.resolution, 3))
+    assert (nfe == 0) == (name == "real")
+    for batch in (indices[::-1], indices[2:3]):
+        images, _ = source.sample(batch, labels(batch))
+        assert np.abs(images.astype(int) - whole[batch].astype(int)).max() <= 1
+
+
 def test_a_method_is_made_by_the_plan(made: Made) -> None:
     for recipe in made.models:
         artifact = made.store.find(recipe)

@@ -32,8 +32,9 @@ class Condition:
     def __init__(self, core: CoreConfig, data: Dataset) -> None:
         if core.text is None and core.classes != len(data.classes):
             raise UserError(f"the core knows {core.classes} classes, the data have {len(data.classes)}: set core.classes")
-        self.classes, self.data = core.classes, data
+        self.data = data
         self.encoder = encoder(core.text) if core.text else None
+        self.nothing = self.encoder.encode([""]) if self.encoder is not None else torch.tensor([core.classes])
 
     def of(self, numbers: np.ndarray, split: str) -> Tensor:
         if self.encoder is not None:
@@ -42,7 +43,7 @@ class Condition:
 
     def null(self, count: int) -> Tensor:
         """Conditions that say nothing."""
-        return self.encoder.encode([""] * count) if self.encoder is not None else torch.full((count,), self.classes)
+        return self.nothing.expand(count, *self.nothing.shape[1:])
 
 
 def core(recipe: GreedyCore, ctx: Any) -> None:
