@@ -39,6 +39,7 @@ class RowSpec(Config):
     at: str | tuple[int, ...]
     published: str | None = None  # the system in the published table whose values stand beside this row
     options: dict[str, Any] = Field(default_factory=dict)  # of this row, over the scale's section `methods.<method>`
+    against: str | None = None  # the row over whose distance this one's is drawn
 
     @model_validator(mode="wrap")  # around the check for unknown keys
     @classmethod
@@ -98,6 +99,7 @@ class Row:
     generator: Generator | None
     scores: tuple[Score, ...]
     published: str | None = None
+    against: str | None = None  # another row
     unavailable: str = ""  # why there is no generator, and what to do
 
 
@@ -143,6 +145,11 @@ def read(path: Path) -> TableSpec:
     ids = [row.id for row in spec.rows]
     if twice := sorted({i for i in ids if ids.count(i) > 1}):
         raise UserError(f"{path.name}: two rows are called '{twice[0]}'")
+    for row in spec.rows:
+        if row.against is not None and row.against not in ids:
+            raise UserError(
+                f"{path.name}: row '{row.id}' is drawn against an unknown row '{row.against}'{nearest(row.against, ids)}"
+            )
     return spec
 
 
@@ -209,6 +216,7 @@ def _row(line: RowSpec, scale: Scale, resolution: int, sampling: Sampling) -> Ro
         "system": line.system,
         "resolution": resolution,
         "published": line.published,
+        "against": line.against,
     }
     try:
         generator = methods.find(line.method)(line.values(scale), resolution)
