@@ -107,7 +107,7 @@ def test_colours_are_told_apart_and_the_longest_row_gets_the_first() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0.05, 9.0), (1e14, 3e15), (0.9, 1.3), (1e-3, 1e4)])
 def test_ticks_are_round_few_and_inside(low: float, high: float) -> None:
-    ticks = plots._ticks(low, high)
+    ticks = plots.ticks(low, high)
     assert 1 <= len(ticks) <= 8
     assert all(low <= t <= high for t in ticks)
     assert ticks == sorted(ticks)

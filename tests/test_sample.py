@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
+import types
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from pagoda_bench.diffusion.edm import one_step
 from pagoda_bench.errors import UserError
 from pagoda_bench.pagoda import sampling
 from pagoda_bench.pagoda.importing import recipe_of, run
+from pagoda_bench.pagoda.rejection import FAR
 from pagoda_bench.recipes.data import EmbeddedData
 from pagoda_bench.recipes.imported import ImportedHeun, ImportedOneStep, SampleProtocol, Samples
 from pagoda_bench.recipes.registry import read_recipe
@@ -100,7 +103,13 @@ def test_the_official_protocol_in_one_file(tmp_path: Path, imported: Any, capsys
     with np.load(out) as stored:
         images, labels, protocol = stored["arr_0"], stored["arr_1"], json.loads(str(stored["protocol"]))
     assert (images.shape, images.dtype, labels.shape, labels.dtype) == ((70, 8, 8, 3), np.uint8, (70,), np.int64)
-    assert protocol["recipe"]["protocol"] == {"labels": "random", "rounding": "truncate", "seed": 5, "precision": "float32"}
+    assert protocol["recipe"]["protocol"] == {
+        "labels": "random",
+        "rounding": "truncate",
+        "seed": 5,
+        "precision": "float32",
+        "reject": None,
+    }
     exact = ((expected(0, 70, labels, seed=5).clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
     gap = exact - images
     assert -0.01 < gap.min() < gap.max() < 1.01  # cut off, never rounded up
@@ -248,3 +257,80 @@ def test_what_the_options_cannot_reach_is_refused(tmp_path: Path) -> None:
     for other in ({"rounding": "truncate"}, {"seed": 1}, {"precision": "bfloat16"}):
         with pytest.raises(UserError, match="leave these options away"):
             sampling.sampler(generator, SampleProtocol.load(other), context)
+
+
+# Rejection (tests/test_rejection.py has which candidates are kept)
+
+
+@pytest.mark.parametrize("name", ["out.npz", "out"])
+def test_the_command_keeps_what_a_user_s_classifier_likes(
+    name: str,
+    tmp_path: Path,
+    store: Store,
+    imported: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Classes by brightness: class 0 dark, class 2 bright. Two in three of a hundred candidates a class are kept."""
+
+    def judge(images: np.ndarray) -> np.ndarray:
+        light = images.astype(float).mean((1, 2, 3)) / 20
+        return np.stack([-light, 0 * light, light], 1)
+
+    module = types.ModuleType("my_judge")
+    module.judge = judge  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_judge", module)
+    out = tmp_path / name
+    command_line = ("sample", "pagoda-64", "--n", 150, "--reject", 1, "--classifier", "my_judge:judge", "--out", out)
+    code, _, err = command(capsys, *command_line)
+    assert code == 0, err
+    if name == "out":
+        facts = json.loads((out / "samples.json").read_text())
+        images = np.stack([np.asarray(Image.open(p)) for p in sorted(out.glob("*.png"))])
+        assert [line.split(",")[0] for line in (out / "labels.csv").read_text().split()[1:]] == [str(i) for i in range(150)]
+    else:
+        with np.load(out) as stored:
+            images, facts = stored["arr_0"], json.loads(str(stored["protocol"]))
+            assert np.array_equal(stored["arr_1"], np.arange(150) % 3)
+    assert facts["nfe"] == 2  # one evaluation a candidate
+    assert facts["protocol"]["candidates"] == 300
+    assert facts["protocol"]["rejection"].startswith("the 50 of every 100 of a class")
+    assert facts["recipe"]["protocol"]["reject"] == {"ratio": 1.0, "classifier": "my_judge:judge", "group": 50}
+    folder = store.find(imported["pagoda-64"])
+    assert folder is not None
+    plain = sampling.sampler(
+        ImportedOneStep(of=imported["pagoda-64"]),
+        SampleProtocol(),
+        StageContext(folder.path, folder.path, {imported["pagoda-64"].key: folder.path}),
+    )
+    for label in range(3):
+        indices = np.concatenate([np.arange(50) * 3 + label, FAR + np.arange(50) * 3 + label])
+        found, _ = plain.sample(indices, np.full(100, label))
+        p = torch.from_numpy(judge(found)).log_softmax(1)[:, label]
+        best = np.sort(torch.sort(p, descending=True, stable=True).indices[:50].numpy())
+        off = np.abs(images[label::3].astype(int) - found[best]).reshape(50, -1).max(1)
+        assert (off > 1).sum() <= 2  # batches of another size round differently, and may turn a near tie
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--reject", 0.5, "--labels", "random", "--classifier", "a:b"), "balanced labels"),
+        (("--reject", 0.5), "trained beside none"),
+        (("--reject", 0.5, "--classifier", "pagoda-64"), "pagoda-64 is none"),
+        (("--reject", 0.5, "--classifier", "not_there:f"), "cannot be imported"),
+        (("--reject", 0.001, "--classifier", "a:b"), "adds no candidate"),
+        (("--classifier", "a:b"), "give --reject RATIO too"),
+        (("--reject", 0), "--reject"),
+    ],
+)
+def test_mistakes_of_rejection_take_one_line(
+    options: tuple[object, ...],
+    words: str,
+    tmp_path: Path,
+    imported: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, _, err = command(capsys, "sample", "pagoda-64", *options, "--n", 1, "--out", tmp_path / "out")
+    assert (code, len(err.splitlines())) == (2, 1), err
+    assert words in err

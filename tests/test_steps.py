@@ -248,6 +248,12 @@ def test_noise_to_data_pairs_are_the_teachers_samples(upstream: dict[str, Path],
     np.testing.assert_allclose(Sharded(made.out / "images")[np.array([4, 1])], x.numpy(), atol=1e-4)
     assert float(z.std()) == pytest.approx(SIGMA_MAX, rel=0.1)
     assert labels.tolist() == [4, 1]
+    other = tmp_path / "other"
+    other.mkdir()
+    save_half(UNet(NET).state_dict(), other / "model.safetensors")
+    wrong = StageContext(tmp_path, tmp_path, {recipe.key: made.out, TEACHER.key: other})
+    with pytest.raises(UserError, match="made with other weights than those of their teacher"):
+        teacher_pairs.TeacherImages(recipe, wrong)
     loss = LossConfig(distance="l2", pixel=0, adaptive=False, adversarial=0, augment=False)
     base = Distill(pairs=recipe, features=FEATURES, train=SHORT, loss=loss)
     ctx = run(base, distill, {**upstream, recipe.key: made.out}, tmp_path / "base")

@@ -27,6 +27,8 @@ VERBS = {
     "methods": ("pagoda_bench.cli.methods:methods", "List the systems that a row of a table can name."),
     "import": ("pagoda_bench.cli.import_weights:import_weights", "Take over released weights from a checkpoint file."),
     "sample": ("pagoda_bench.cli.sample:sample", "Write images of a generator to a folder or a file."),
+    "edit": ("pagoda_bench.cli.edit:edit", "Edit images: reconstruct, change class, interpolate, enlarge, fill in."),
+    "roundtrip": ("pagoda_bench.cli.roundtrip:roundtrip", "Say how well a diffusion model's encoder undoes itself."),
     "evaluate": ("pagoda_bench.cli.evaluate:evaluate", "Measure a set of images: every metric in one pass, with its protocol."),
     "stats": ("pagoda_bench.cli.stats:stats", "Make reference statistics of real images."),
     "compare": ("pagoda_bench.cli.compare:compare", "Compare two sets of scores, or say why they cannot be."),

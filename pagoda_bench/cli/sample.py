@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pagoda_bench.cli.common import data_option, data_places, open_store, store_option
+from pagoda_bench.cli.names import generator_named, meant, places_of
 from pagoda_bench.errors import UserError
 
 if TYPE_CHECKING:
-    from pagoda_bench.artifacts.store import Artifact, Store
+    from pagoda_bench.artifacts.store import Store
     from pagoda_bench.recipes.stages import Generator
 
 
@@ -24,9 +24,11 @@ Examples:
   pagoda-bench sample pagoda-64 --n 50000 --labels random --rounding truncate --out official.npz
   pagoda-bench sample grow/3f2a --n 100 --out folder                           an artifact, by the first digits of its key
   pagoda-bench sample generator.json --n 100 --out folder                      a recipe, or a generator's config
+  pagoda-bench sample table1:pagoda-64 --n 1000 --out folder                   a row of a table
+  pagoda-bench sample table1:pagoda-64 --n 1000 --reject 0.5 --out folder      of 75 candidates the 50 likeliest of a class
 """
 )
-@click.argument("name", metavar="NAME|RECIPE.json")
+@click.argument("name", metavar="NAME|RECIPE.json|TABLE:ROW")
 @click.option("--n", type=click.IntRange(min=1), required=True, help="How many images.")
 @click.option("--first", type=click.IntRange(min=0), default=0, show_default=True, help="The index of the first image.")
 @click.option(
@@ -46,6 +48,17 @@ Examples:
 @click.option("--seed", type=click.IntRange(min=0, max=2**62), default=0, show_default=True, help="Of noise and random labels.")
 @click.option("--points", type=click.IntRange(min=2), help="Noise levels of a diffusion model's sampler.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option(
+    "--reject",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="RATIO",
+    help="Make 1 + RATIO times as many of each class, keep those that a classifier is surest of [default: off].",
+)
+@click.option(
+    "--classifier",
+    metavar="KEY|MODULE:FUNCTION",
+    help="Of --reject: a feature network of the store, or a function [default: the network the generator trained with].",
+)
 @click.option("--device", default="cpu", show_default=True, metavar="NAME", help="E.g. cpu, cuda, cuda:1.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder, or a file that ends in .npz.")
 @data_option
@@ -59,6 +72,8 @@ def sample(
     seed: int,
     points: int | None,
     precision: str,
+    reject: float | None,
+    classifier: str | None,
     device: str,
     out: Path,
     data_paths: tuple[str, ...],
@@ -75,24 +90,24 @@ def sample(
 
     if out.suffix != ".npz" and out.is_file():
         raise UserError(f"--out {out} is a file: give a folder, or a name that ends in .npz")
-    store = open_store(store_path)
-    protocol = SampleProtocol.load({"labels": labels, "rounding": rounding, "seed": seed, "precision": precision})
-    recipe = Samples(generator=_generator(name, points, store), n=n, first=first, protocol=protocol)
-    inputs = {}
-    for parent in recipe.inputs():
-        if (artifact := store.find(parent)) is None:
-            raise UserError(
-                f"{name} needs {parent.title} ({parent.kind}/{parent.key}), which is not in the store: make it first"
-            )
-        inputs[parent.key] = artifact.path
-    _check_device(device)
+    store, places = open_store(store_path), data_places(data_paths)
+    generator = generator_named(name, points, store, places)
+    values: dict[str, Any] = {"labels": labels, "rounding": rounding, "seed": seed, "precision": precision}
+    if reject is not None:
+        values["reject"] = {"ratio": reject, "classifier": _classifier(classifier, generator, store)}
+    elif classifier is not None:
+        raise UserError("--classifier says who judges candidates: give --reject RATIO too")
+    protocol = SampleProtocol.load(values, "sample")
+    recipe = Samples(generator=generator, n=n, first=first, protocol=protocol)
+    inputs = places_of(recipe.inputs(), name, store)
+    check_device(device)
     from pagoda_bench.pagoda import sampling
 
     report = reporter()
     report.start(recipe, 1, 1)
     begin = time.monotonic()
     try:
-        context = StageContext(out, out, inputs, data_places(data_paths), report.progress)
+        context = StageContext(out, out, inputs, places, report.progress)
         source = sampling.sampler(recipe.generator, protocol, context, device)
         write = sampling.to_npz if out.suffix == ".npz" else sampling.to_folder
         write(recipe, source, out, context.progress)
@@ -102,45 +117,20 @@ def sample(
     click.echo(str(out))
 
 
-def _generator(name: str, points: int | None, store: Store) -> Generator:
-    """What NAME means: a JSON file, a name that `import` gives, or the [KIND/]KEY of an artifact."""
-    from pagoda_bench.recipes.base import KINDS
-    from pagoda_bench.recipes.imported import generator_of
-    from pagoda_bench.recipes.registry import load_all, read_recipe
-    from pagoda_bench.recipes.stages import Generator
+def _classifier(name: str | None, generator: Generator, store: Store) -> Any:
+    """What --classifier means: by default the feature network that the generator was trained beside."""
+    from pagoda_bench.recipes.stages import FeatureNet
 
-    load_all()
-    if name.endswith(".json"):
-        try:
-            value = json.loads(Path(name).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read {name}: {error.strerror}") from None
-        except ValueError:
-            raise UserError(f"{name} is no JSON") from None
-        kind = KINDS.get(str(value.get("kind"))) if isinstance(value, dict) else None
-        if kind is not None and issubclass(kind, Generator):
-            return Generator.load(value, where=name)
-        return generator_of(read_recipe(Path(name)), points)
-    recipes = {artifact.name: artifact.recipe for artifact in store.artifacts() if _means(name, artifact)}
-    if len(recipes) == 1:
-        return generator_of(next(iter(recipes.values())), points)
-    if not recipes:
-        raise UserError(
-            f"no artifact '{name}': 'pagoda-bench artifacts ls' lists them, 'pagoda-bench import' adds released weights"
-        )
-    raise UserError(f"'{name}' means {len(recipes)} artifacts ({', '.join(sorted(recipes)[:4])}): give one of these names")
+    if name is not None and ":" in name:
+        return name
+    found = getattr(getattr(generator, "of", None), "features", None) if name is None else meant(name, store)
+    if not isinstance(found, FeatureNet):
+        what = "this generator was trained beside none" if name is None else f"{name} is none"
+        raise UserError(f"--reject needs a feature network, and {what}: give --classifier KEY or MODULE:FUNCTION")
+    return found
 
 
-def _means(name: str, artifact: Artifact) -> bool:
-    from pagoda_bench.recipes.imported import Imported
-
-    kind, _, key = name.rpartition("/")
-    if artifact.key.startswith(key) and kind in ("", artifact.kind):
-        return True
-    return artifact.kind == Imported.kind and isinstance(artifact.recipe, Imported) and artifact.recipe.format == name
-
-
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     import torch
 
     try:

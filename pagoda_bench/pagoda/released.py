@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,7 @@ def heun(config: ImportedHeun, ctx: Any) -> NoiseSampler:
     """EDM's deterministic sampler, from sigma 80 down to 0.002, denoised images clamped to [-1, 1]."""
     net = load(config.of, ctx)
     grid = edm.karras_grid(config.points)
-    denoise = partial(adm_denoise, net, adm_levels()) if config.of.format == "adm-64" else partial(edm.denoise, net)
+    denoise = denoiser(config.of, net)
 
     def draw(z: Tensor, labels: Tensor) -> Tensor:
         return solvers.heun(lambda x, sigma: denoise(x, sigma, labels), z, grid)
@@ -43,6 +44,11 @@ def load(recipe: Imported, ctx: Any) -> UNet:
         net = UNet(recipe.net)
     net.load_state_dict(load_half(ctx.input(recipe) / "model.safetensors"), assign=True)
     return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def denoiser(recipe: Imported, net: UNet) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """`denoise(x, sigma, labels)` of a released diffusion model."""
+    return partial(adm_denoise, net, adm_levels()) if recipe.format == "adm-64" else partial(edm.denoise, net)
 
 
 def adm_levels(steps: int = ADM_STEPS) -> NDArray[np.float64]:

@@ -8,15 +8,18 @@ regains on the way down, to leading order (for a Gaussian and 40 points of Heun 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pagoda_bench.diffusion import solvers
 from pagoda_bench.diffusion.edm import SIGMA_MAX, karras_grid
 from pagoda_bench.diffusion.solvers import DenoiseFn, Solver
+from pagoda_bench.nets.features import to_network
 
 
 @dataclass(frozen=True)
@@ -105,3 +108,27 @@ def table(rows: Sequence[RoundTrip]) -> str:
         for r in rows
     ]
     return "\n".join(lines)
+
+
+def measured(
+    denoise: Callable[[Tensor, Tensor, Tensor], Tensor],
+    images: NDArray[np.uint8],
+    labels: Sequence[int],
+    device: str,
+    points: Sequence[int],
+    solvers_: Sequence[str],
+    clamp: bool,
+    reference_points: int | None,
+) -> list[RoundTrip]:
+    """The report of a network on uint8 images (N, R, R, 3); `denoise(x, sigma, labels)`."""
+    y = torch.from_numpy(np.array(labels, np.int64)).to(device)
+    x = to_network(images).to(device)
+    chosen: list[Solver] = ["heun" if name == "heun" else "ddim" for name in solvers_]
+    return report(
+        lambda state, sigma: denoise(state, sigma, y),
+        x,
+        points=points,
+        solvers_=chosen,
+        clamp=clamp,
+        reference_points=reference_points,
+    )

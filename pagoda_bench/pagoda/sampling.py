@@ -26,6 +26,7 @@ from pagoda_bench.diffusion.edm import SIGMA_MAX
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.features import from_network
 from pagoda_bench.pagoda.generate import NoiseSampler
+from pagoda_bench.pagoda.rejection import Rejected, classifier
 from pagoda_bench.recipes.imported import Rounding, SampleProtocol, Samples
 from pagoda_bench.recipes.stages import Generator
 from pagoda_bench.sampling.counting import count_evaluations
@@ -68,12 +69,12 @@ def sampler(generator: Generator, protocol: SampleProtocol, ctx: Any, device: st
     """The generator's sampler under the protocol. `UserError` where it is not one that the protocol's options reach."""
     found = load(generator, ctx)
     if isinstance(found, NoiseSampler):
-        return Drawn(found, protocol, device)
-    if protocol != SampleProtocol(labels=protocol.labels) or device != "cpu":
+        found = Drawn(found, protocol, device)
+    elif protocol != SampleProtocol(labels=protocol.labels, reject=protocol.reject) or device != "cpu":
         raise UserError(
             f"generator '{generator.kind}' rounds to nearest, in float32 on the CPU, from seed 0: leave these options away"
         )
-    return found
+    return found if protocol.reject is None else Rejected(found, protocol.reject, classifier(protocol.reject, ctx))
 
 
 def labels_of(indices: NDArray[np.int64], classes: int, protocol: SampleProtocol) -> NDArray[np.int64]:
@@ -106,7 +107,7 @@ def to_folder(recipe: Samples, source: Sampler, folder: Path, progress: Progress
     nfe: int | None = None
     classes = source.classes
     with_labels: list[tuple[int, int]] = []
-    for indices in _batches(recipe):
+    for indices in _batches(recipe, source):
         labels = labels_of(indices, classes, recipe.protocol)
         paths = [folder / f"{index:0{width}d}.png" for index in indices.tolist()]
         if not all(path.exists() for path in paths):  # a batch is made whole, as it would have been the first time
@@ -115,7 +116,7 @@ def to_folder(recipe: Samples, source: Sampler, folder: Path, progress: Progress
                 save_atomic(path, partial(Image.fromarray(image).save, format="PNG"))
         with_labels += zip(indices.tolist(), labels.tolist(), strict=True)
         progress(len(with_labels), recipe.n)
-    save_atomic(folder / "labels.csv", lambda path: _write_labels(path, with_labels))
+    save_atomic(folder / "labels.csv", lambda path: _write_labels(path, sorted(with_labels)))
     if nfe is not None:
         write_json(folder / SAMPLES, _facts(recipe, source, nfe=nfe))
 
@@ -132,12 +133,14 @@ def to_npz(recipe: Samples, source: Sampler, path: Path, progress: Progress) -> 
         images = np.lib.format.open_memmap(part, mode="r+")
     else:
         images = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
-    for indices in _batches(recipe):
-        at = int(indices[0]) - recipe.first
-        if at + len(indices) > done:
-            images[at : at + len(indices)], nfe = source.sample(indices, labels_of(indices, source.classes, recipe.protocol))
+    end = 0  # in the order of the batches
+    for indices in _batches(recipe, source):
+        end += len(indices)
+        if end > done:
+            labels = labels_of(indices, source.classes, recipe.protocol)
+            images[indices - recipe.first], nfe = source.sample(indices, labels)
             images.flush()
-            done = at + len(indices)
+            done = end
             write_json(state, {"key": recipe.key, "done": done, "nfe": nfe})
         progress(done, recipe.n)
     everything = np.arange(recipe.first, recipe.first + recipe.n, dtype=np.int64)
@@ -160,9 +163,9 @@ def _pack(path: Path, images: Path, small: dict[str, NDArray[Any]]) -> None:
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def _facts(recipe: Samples, source: Sampler, nfe: int | None) -> dict[str, Any]:
+def _facts(recipe: Samples, source: Sampler, nfe: float | None) -> dict[str, Any]:
     """What is recorded beside samples: the recipe with its key, the protocol in words, and what was counted."""
-    words = {
+    words: dict[str, Any] = {
         "labels": f"{recipe.protocol.labels} over {source.classes} classes",
         "rounding": recipe.protocol.rounding,
         "noise": f"one stream for each index, seed {recipe.protocol.seed}",
@@ -170,6 +173,11 @@ def _facts(recipe: Samples, source: Sampler, nfe: int | None) -> dict[str, Any]:
         "device": getattr(source, "device", "cpu"),
         "batch": BATCH,
     }
+    if isinstance(source, Rejected):
+        words["rejection"] = source.words
+        if nfe is not None:  # what was rejected was evaluated too
+            words["candidates"] = source.candidates(recipe.first, recipe.n)
+            nfe = nfe * words["candidates"] / recipe.n
     return {
         "key": recipe.key,
         "recipe": recipe.to_dict(),
@@ -181,8 +189,11 @@ def _facts(recipe: Samples, source: Sampler, nfe: int | None) -> dict[str, Any]:
     }
 
 
-def _batches(recipe: Samples) -> Iterator[NDArray[np.int64]]:
+def _batches(recipe: Samples, source: Sampler) -> Iterator[NDArray[np.int64]]:
     """Always the same batches: float32 networks round differently at another batch size."""
+    if isinstance(source, Rejected):
+        yield from source.groups(recipe.first, recipe.n)
+        return
     for start in range(recipe.first, recipe.first + recipe.n, BATCH):
         yield np.arange(start, min(start + BATCH, recipe.first + recipe.n), dtype=np.int64)
 

@@ -90,7 +90,8 @@ def latents(recipe: TeacherPairs, rows: NDArray[np.int64]) -> tuple[Tensor, Tens
 
 
 class TeacherImages:
-    """The images of a `TeacherPairs` artifact: `images[rows]` is float32 (N, 3, R, R)."""
+    """The images of a `TeacherPairs` artifact: `images[rows]` is float32 (N, 3, R, R). `UserError` when they are those of
+    another recipe, or of other weights than the teacher's beside them."""
 
     def __init__(self, recipe: TeacherPairs, ctx: Any) -> None:
         self._rows: Sharded | NDArray[Any]
@@ -101,6 +102,12 @@ class TeacherImages:
         self._rows = Sharded(ctx.input(recipe) / FOLDER)
         if self._rows.about.get("recipe") != recipe.key or len(self._rows) != recipe.count:
             raise UserError(f"the pairs in {ctx.input(recipe)} are of another recipe than {recipe.key}: make them again")
+        teacher = ctx.inputs.get(recipe.teacher.key)
+        if teacher is not None and sha256(teacher / "model.safetensors") != self._rows.about["teacher"]["sha256"]:
+            raise UserError(
+                f"the pairs in {ctx.input(recipe)} were made with other weights than those of their teacher in {teacher}: make "
+                "the pairs again"
+            )
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         return self._rows[rows].astype(np.float32)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import Field, model_validator
+
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config, Recipe
-from pagoda_bench.recipes.stages import EDM, Distill, Generator, Grow, Heun, OneStep, Score, UNetConfig
+from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Generator, Grow, Heun, OneStep, Score, UNetConfig
 
 Format = Literal["pagoda-64", "pagoda-128", "pagoda-256", "pagoda-512", "edm-openai-64", "adm-64"]
 Rounding = Literal["nearest", "truncate"]
@@ -53,6 +55,26 @@ class ImportedHeun(Generator, kind="imported-heun"):
         return self.of.net.output_resolution
 
 
+class Rejection(Config):
+    """Classifier-based rejection: of every `group` (1 + ratio) candidates of a class, the `group` of highest log-probability of
+    that class are kept (pagoda/rejection.py). 50 is what 50,000 images of 1,000 classes have in each."""
+
+    ratio: float = Field(gt=0)  # the sibling repository takes 0.5
+    classifier: FeatureNet | str  # a network trained here, or "module:function", uint8 (N, R, R, 3) to logits (N, classes)
+    group: int = Field(50, ge=1)
+
+    @property
+    def candidates(self) -> int:
+        """Of a group."""
+        return round(self.group * (1 + self.ratio))
+
+    @model_validator(mode="after")
+    def _more(self) -> Rejection:
+        if self.candidates == self.group:
+            raise ValueError(f"a ratio of {self.ratio:g} adds no candidate to {self.group}: give at least {1 / self.group:g}")
+        return self
+
+
 class SampleProtocol(Config):
     """All that decides what samples are, besides the generator: a set of samples without these cannot be compared.
 
@@ -63,6 +85,13 @@ class SampleProtocol(Config):
     rounding: Rounding = "nearest"
     seed: int = 0  # of noise and of random labels; 0 gives the noise of every score
     precision: Literal["float32", "bfloat16"] = "float32"
+    reject: Rejection | None = None
+
+    @model_validator(mode="after")
+    def _by_class(self) -> SampleProtocol:
+        if self.reject is not None and self.labels != "balanced":
+            raise ValueError("rejection chooses within groups of one class: it needs balanced labels")
+        return self
 
 
 class Samples(Recipe, kind="samples"):

@@ -26,6 +26,7 @@ class RowSpec(Config):
     at: str | tuple[int, ...]
     published: str | None = None  # the system in the published table whose values stand beside this row
     options: dict[str, Any] = Field(default_factory=dict)  # of this row, over the scale's section `methods.<method>`
+    against: str | None = None  # the row over whose distance this one's is drawn
 
     @model_validator(mode="wrap")  # around the check for unknown keys
     @classmethod

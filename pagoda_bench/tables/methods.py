@@ -13,16 +13,29 @@ from here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import Field
 
 from pagoda_bench.errors import UserError, nearest
+from pagoda_bench.recipes.base import Config
 from pagoda_bench.recipes.methods import describe
 from pagoda_bench.recipes.registry import registered
 from pagoda_bench.recipes.samplers import Sampled, SamplerConfig
-from pagoda_bench.recipes.stages import EDM, Generator, Heun, OneStep, RealImages, Upsampled
+from pagoda_bench.recipes.stages import EDM, Generator, Heun, OneStep, RealImages, TeacherPairs, Upsampled
+from pagoda_bench.recipes.values import merged
 from pagoda_bench.tables.released import released
 from pagoda_bench.tables.scales import Scale
 
 Method = Callable[[Scale, int], Generator]
+TAUGHT = "taught"
+
+
+class PagodaOptions(Config):
+    """Options of a row of PaGoDA, or the scale's section `methods.pagoda`."""
+
+    taught: float = Field(1.0, gt=0, le=1)  # share of the teacher's training steps: a worse teacher
+    target: Literal["data", "teacher"] = "data"  # what G is compared with: real images (L_rec), the teacher's (L_dstl)
 
 
 @describe(
@@ -36,9 +49,13 @@ Method = Callable[[Scale, int], Generator]
     toy={},
 )
 def teacher(scale: Scale, resolution: int) -> Generator:
-    """The diffusion model at the base resolution, sampled in many steps."""
+    """The diffusion model at the base resolution, sampled in many steps; with the option `taught`, trained for that share of
+    its steps."""
     _only(scale, "teacher", resolution, scale.base)
-    return _sampled(scale, "teacher", scale.teacher_model(), scale.points)
+    options = dict(scale.methods.get("teacher", {}))
+    taught = {TAUGHT: options.pop(TAUGHT)} if TAUGHT in options else {}
+    model = _varied(scale, _options(scale, "teacher", taught)).teacher_model()
+    return _sampled(scale, "teacher", model, scale.points, options)
 
 
 @describe(
@@ -52,8 +69,9 @@ def teacher(scale: Scale, resolution: int) -> Generator:
     toy={},
 )
 def pagoda(scale: Scale, resolution: int) -> Generator:
-    """One step: distilled at the base, grown above it."""
-    return OneStep(of=scale.pagoda_model(resolution))
+    """One step: distilled at the base, grown above it. `PagodaOptions` says what a row may vary."""
+    varied = _varied(scale, _options(scale, "pagoda", scale.methods.get("pagoda", {})))
+    return OneStep(of=varied.pagoda_model(resolution))
 
 
 @describe(
@@ -68,7 +86,8 @@ def edm(scale: Scale, resolution: int) -> Generator:
     """Many steps at the top resolution, for the training work of the whole PaGoDA chain; by another sampler than Heun's where
     the row or the scale's section `methods.edm` gives options of `SamplerConfig`."""
     _only(scale, "edm", resolution, scale.top)
-    return _sampled(scale, "edm", scale.edm_model(), scale.points_top or scale.points)
+    options = scale.methods.get("edm", {})
+    return _sampled(scale, "edm", scale.edm_model(), scale.points_top or scale.points, options)
 
 
 @describe(title="PaGoDA base, pixels repeated", reference="pagoda_bench/data/resize.py", licence="-", tested="closed forms")
@@ -129,8 +148,22 @@ def find(name: str) -> Method:
     return function
 
 
-def _sampled(scale: Scale, method: str, model: EDM, points: int) -> Generator:
-    options = scale.methods.get(method, {})
+def _options(scale: Scale, method: str, values: dict[str, Any]) -> PagodaOptions:
+    return PagodaOptions.load(values, f"scale '{scale.name}', methods.{method}")
+
+
+def _varied(scale: Scale, options: PagodaOptions) -> Scale:
+    """The scale with another teacher, or with the teacher's samples for pairs: noise-to-data pairs have no mirror images."""
+    update: dict[str, Any] = {}
+    if options.taught != 1:
+        steps = max(1, round(options.taught * scale.teacher_model().train.steps))
+        update["teacher"] = merged(scale.teacher, {"train": {"steps": steps}})
+    if options.target == "teacher":
+        update["pairs"] = {**scale.pairs, "kind": TeacherPairs.kind, "flip": False}
+    return scale.model_copy(update=update) if update else scale
+
+
+def _sampled(scale: Scale, method: str, model: EDM, points: int, options: dict[str, Any]) -> Generator:
     if not options:
         return Heun(of=model, points=points)
     return Sampled(

@@ -104,7 +104,7 @@ def distance_by_resolution(cells: Sequence[Cell]) -> Figure | None:
     if not methods:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(5.6, 3.5, right=0.72)
+        figure, axes = axes_of(5.6, 3.5, right=0.72)
         resolutions = sorted({c.resolution for m in methods for c in m.points} | {c.resolution for c in real})
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
@@ -112,7 +112,7 @@ def distance_by_resolution(cells: Sequence[Cell]) -> Figure | None:
         axes.xaxis.set_major_locator(FixedLocator(resolutions))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
-        _limits(axes, [c for m in methods for c in m.points] + real)
+        limits(axes, [c for m in methods for c in m.points] + real)
         if real:
             xs = [axes.get_xlim()[0], *(c.resolution for c in real), axes.get_xlim()[1]]
             ys = [c.value or 0 for c in real]
@@ -129,7 +129,7 @@ def distance_by_resolution(cells: Sequence[Cell]) -> Figure | None:
         lines = [[(c.resolution, c.value or 0.0) for c in method.points] for method in methods]
         _place(axes, inner, [*lines, [(c.resolution, c.value or 0.0) for c in real]])
         axes.set_xlabel("Resolution (px)")
-        axes.set_ylabel(f"Fréchet distance, N = {_n(cells):,}")
+        axes.set_ylabel(f"Fréchet distance, N = {n_of(cells):,}")
     return figure
 
 
@@ -139,7 +139,7 @@ def distance_by_work(cells: Sequence[Cell]) -> Figure | None:
     if not methods:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(5.6, 3.5, right=0.955)
+        figure, axes = axes_of(5.6, 3.5, right=0.955)
         axes.set_xscale("log")
         axes.set_yscale("log")
         points = [c for m in methods for c in m.points]
@@ -147,14 +147,14 @@ def distance_by_work(cells: Sequence[Cell]) -> Figure | None:
         low, high = min(work), max(work)
         margin = max((high / low) ** 0.12, 1.15)
         axes.set_xlim(low / margin, high * margin**2.4)
-        _limits(axes, points)
+        limits(axes, points)
         for method in methods:
             _line(axes, [c.training_flops or 1.0 for c in method.points], method)
-        axes.xaxis.set_major_locator(FixedLocator(_ticks(*axes.get_xlim())))
+        axes.xaxis.set_major_locator(FixedLocator(ticks(*axes.get_xlim())))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(_power))
         axes.set_xlabel("Training work, upstream stages included (floating-point operations)")
-        axes.set_ylabel(f"Fréchet distance, N = {_n(cells):,}")
+        axes.set_ylabel(f"Fréchet distance, N = {n_of(cells):,}")
         labels = []
         for method in methods:
             for cell in method.points:
@@ -164,23 +164,23 @@ def distance_by_work(cells: Sequence[Cell]) -> Figure | None:
     return figure
 
 
-def _axes(width: float, height: float, right: float) -> tuple[Figure, Axes]:
+def axes_of(width: float, height: float, right: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0.11, 0.145, right - 0.11, 0.825))
     return figure, axes
 
 
-def _limits(axes: Axes, cells: Sequence[Cell]) -> None:
+def limits(axes: Axes, cells: Sequence[Cell]) -> None:
     """Room around the values, with round ticks 1-2-5."""
     heights = [c.value for c in cells if c.value and c.value > 0] or [1.0]
     low, high = min(heights) / 1.5, max(heights) * 1.35
     axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(FixedLocator(_ticks(low, high)))
+    axes.yaxis.set_major_locator(FixedLocator(ticks(low, high)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round values between two positive limits: the fewer decades, the more in each."""
     span = high / low
     steps: tuple[float, ...] = (1, 1.5, 2, 3, 4, 5, 7) if span < 8 else (1, 2, 5) if span < 1e3 else (1,)
@@ -296,5 +296,5 @@ def evaluations(cell: Cell) -> str:
     return "" if cell.system == REAL or not cell.nfe else f"{cell.nfe:g} evaluation{'s' if cell.nfe != 1 else ''}"
 
 
-def _n(cells: Sequence[Cell]) -> int:
+def n_of(cells: Sequence[Cell]) -> int:
     return max((c.n for c in cells), default=0)

@@ -97,12 +97,15 @@ def _put(data: bytes, path: Path) -> None:
 
 
 def _figures(found: Report) -> dict[str, bytes]:
-    from pagoda_bench.tables import grids, panels, plots
+    from pagoda_bench.tables import grids, panels, plots, relation
 
     name, short = stem(found.table), found.table.name  # the grid shows the first block, the same whatever is scored
     group = next(iter(long_form.together(found.cells)), [])  # figures show one protocol only
     rows = grids.rows_of(found.table, found.artifacts, found.cells)
+    against = {row.row: row.against for row in found.table.rows if row.against is not None}
+    label = ", ".join(sorted({row.system for row in found.table.rows if row.row in against.values()}))
     figures = {
+        f"{name}-fd-vs-fd": relation.distance_against(group, against, label),
         f"{name}-fd-vs-resolution": plots.distance_by_resolution(group),
         f"{name}-fd-vs-work": plots.distance_by_work(group),
         f"{short}-samples": grids.sample_grid(rows, grids.class_names(found.table.scale.data), CAPTION),

@@ -70,6 +70,7 @@ class Row:
     generator: Generator | None
     scores: tuple[Score, ...]
     published: str | None = None
+    against: str | None = None  # another row
     unavailable: str = ""  # why there is no generator, and what to do
     trainings: int = 1  # with seeds of their own
 
@@ -118,6 +119,11 @@ def read(path: Path) -> TableSpec:
     ids = [row.id for row in spec.rows]
     if twice := sorted({i for i in ids if ids.count(i) > 1}):
         raise UserError(f"{path.name}: two rows are called '{twice[0]}'")
+    for row in spec.rows:
+        if row.against is not None and row.against not in ids:
+            raise UserError(
+                f"{path.name}: row '{row.id}' is drawn against an unknown row '{row.against}'{nearest(row.against, ids)}"
+            )
     return spec
 
 
@@ -186,6 +192,7 @@ def _row(line: RowSpec, scale: Scale, resolution: int, sampling: Sampling) -> Ro
         "system": line.system,
         "resolution": resolution,
         "published": line.published,
+        "against": line.against,
     }
     try:
         generators: list[Generator] = []
