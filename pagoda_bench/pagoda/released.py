@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from pagoda_bench.diffusion import edm, solvers
 from pagoda_bench.nets.features import load_half
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.generate import NoiseSampler
-from pagoda_bench.recipes.imported import Imported, ImportedHeun, ImportedOneStep
+from pagoda_bench.recipes.imported import Imported, ImportedHeun, ImportedOneStep, ReleasedTeacher
 
 ADM_STEPS = 1000
 
@@ -36,6 +37,13 @@ def heun(config: ImportedHeun, ctx: Any) -> NoiseSampler:
         return solvers.heun(lambda x, sigma: denoise(x, sigma, labels), z, grid)
 
     return NoiseSampler(net, draw)
+
+
+def teacher(recipe: ReleasedTeacher, ctx: Any) -> None:
+    """The runner of `ReleasedTeacher`: the same weights under the name that stages read a teacher by. What their training took
+    is not known, and nothing is recorded of it."""
+    shutil.copyfile(ctx.input(recipe.of) / "model.safetensors", ctx.out / "model.safetensors")
+    ctx.record(parameters=ctx.provenance(recipe.of).get("parameters"), source=f"{recipe.of.kind}/{recipe.of.key}")
 
 
 def load(recipe: Imported, ctx: Any) -> UNet:

@@ -104,5 +104,9 @@ def upstream_work(recipe: Recipe, ctx: Any) -> float:
             raise UserError(f"{ctx.input(recipe)} has no readable {PAYLOAD}: make it again")
         return float(found["flops"])
     provenance = ctx.provenance(recipe)
-    parts = {**provenance[UPSTREAM_FLOPS], recipe.kind: provenance[FLOPS]}
+    parts = {**provenance[UPSTREAM_FLOPS], recipe.kind: provenance.get(FLOPS)}
+    if unknown := sorted(name for name, flops in parts.items() if flops is None):
+        raise UserError(
+            f"the training work of {unknown[0]} is not known, so no row can be matched with it: leave this row away"
+        )
     return float(sum(flops for name, flops in parts.items() if not name.startswith(f"{FeatureNet.kind}/")))

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config, Recipe
-from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Generator, Grow, Heun, OneStep, Score, UNetConfig
+from pagoda_bench.recipes.stages import (
+    EDM,
+    Distill,
+    FeatureNet,
+    Generator,
+    Grow,
+    Heun,
+    OneStep,
+    Score,
+    TrainConfig,
+    UNetConfig,
+)
 
 Format = Literal["pagoda-64", "pagoda-128", "pagoda-256", "pagoda-512", "edm-openai-64", "adm-64"]
 Rounding = Literal["nearest", "truncate"]
@@ -30,6 +41,37 @@ class Imported(Recipe, kind="imported"):
     @property
     def title(self) -> str:
         return f"released {self.format} ({self.digest[:8]})"
+
+
+class ReleasedTeacher(EDM, kind="released-teacher"):
+    """Released weights in the place of a teacher that is trained here: what the published chain starts from. `data` are the
+    images that pairs are made of; `net` is that of the weights."""
+
+    runner: ClassVar[str] = "pagoda_bench.pagoda.released:teacher"
+    distributed: ClassVar[bool] = False
+
+    of: Imported
+    train: TrainConfig = TrainConfig(steps=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _net(cls, value: Any) -> Any:
+        of = value.get("of") if isinstance(value, dict) else None
+        if of is not None and "net" not in value:
+            return {**value, "net": of.net if isinstance(of, Imported) else of.get("net")}
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> ReleasedTeacher:
+        if self.of.format != "edm-openai-64":  # ADM's network answers another question at other noise levels
+            raise ValueError(f"the weights of '{self.of.format}' are no EDM teacher: import edm-openai-64")
+        if self.net != self.of.net or self.train.steps or self.match is not None:
+            raise ValueError("a released teacher is taken as it is: leave net, train and match away")
+        return self
+
+    @property
+    def title(self) -> str:
+        return f"released edm {self.net.output_resolution}px"
 
 
 class ImportedOneStep(Generator, kind="imported-one-step"):

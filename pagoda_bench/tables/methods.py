@@ -156,6 +156,8 @@ def _varied(scale: Scale, options: PagodaOptions) -> Scale:
     """The scale with another teacher, or with the teacher's samples for pairs: noise-to-data pairs have no mirror images."""
     update: dict[str, Any] = {}
     if options.taught != 1:
+        if "released" in scale.teacher:
+            raise UserError(f"scale '{scale.name}': a released teacher is not trained here: leave the option 'taught' away")
         steps = max(1, round(options.taught * scale.teacher_model().train.steps))
         update["teacher"] = merged(scale.teacher, {"train": {"steps": steps}})
     if options.target == "teacher":

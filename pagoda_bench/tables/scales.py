@@ -6,6 +6,7 @@ plain values until a recipe is made of them, so a wrong key is refused by the re
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -14,6 +15,8 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config, Recipe
 from pagoda_bench.recipes.data import DataConfig, Split
 from pagoda_bench.recipes.features import Features, Pretrained
+from pagoda_bench.recipes.imported import Imported, ReleasedTeacher
+from pagoda_bench.recipes.registry import read_recipe
 from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, Pairs, Reference
 from pagoda_bench.recipes.values import merged
 from pagoda_bench.recipes.work import Work
@@ -96,8 +99,17 @@ class Scale(Config):
         return FeatureNet.load({**section, "data": self.data}, self._where(name))
 
     def teacher_model(self) -> EDM:
-        """PaGoDA's teacher, at the base resolution."""
+        """PaGoDA's teacher, at the base resolution. With `teacher.released`, the recipe.json of an imported model, its weights
+        are the teacher, and the rest of the section is for nothing."""
+        if (path := self.teacher.get("released")) is not None:
+            return self._at(self._released_teacher(Path(str(path))), self.base)
         return self._at(EDM.load({"seed": self.seed, **self.teacher, "data": self.data}, self._where("teacher")), self.base)
+
+    def _released_teacher(self, path: Path) -> ReleasedTeacher:
+        recipe = read_recipe(path)
+        if not isinstance(recipe, Imported):
+            raise UserError(f"{self._where('teacher.released')}: {path} is no imported model but '{recipe.kind}'")
+        return ReleasedTeacher.load({"of": recipe, "data": self.data}, self._where("teacher.released"))
 
     def edm_model(self) -> EDM:
         """The multi-step row: trained directly at the top, for as much work as the whole PaGoDA chain."""
