@@ -29,6 +29,7 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import to_network
 from pagoda_bench.nets.unet import UNet
+from pagoda_bench.nets.winograd import winograd
 from pagoda_bench.pagoda.generate import load
 from pagoda_bench.recipes.base import canonical
 from pagoda_bench.recipes.stages import Pairs
@@ -99,7 +100,7 @@ def run(recipe: Pairs, ctx: Any) -> None:
     ctx.record(training_flops=counter.get_total_flops() / 2 * pairing.layout.rows)
     if ctx.counting:
         return
-    writer = pairing.writer(ctx.work)
+    writer, net = pairing.writer(ctx.work), winograd(net)
     writer.finish(lambda start, stop: pairing.latents(net, start, stop), progress=ctx.progress)
     writer.publish(ctx.out / FOLDER, pairing.about)
     z = Sharded(ctx.out / FOLDER)
@@ -113,7 +114,7 @@ def run(recipe: Pairs, ctx: Any) -> None:
 def shard(recipe: Pairs, ctx: Any, index: int, count: int) -> bool:
     """Process `index` of `count` that fill the work folder of the same recipe: makes shards until none is left that nobody
     is making. Whether all are there."""
-    pairing, net = Pairing(recipe, ctx), load(recipe.teacher, ctx).to(compute_device())
+    pairing, net = Pairing(recipe, ctx), winograd(load(recipe.teacher, ctx).to(compute_device()))
     writer = pairing.writer(ctx.work)
     writer.run(lambda start, stop: pairing.latents(net, start, stop), part=(index, count), wait=False, progress=ctx.progress)
     return not writer.missing()

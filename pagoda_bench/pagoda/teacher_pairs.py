@@ -22,6 +22,7 @@ from pagoda_bench.diffusion.edm import SIGMA_MAX, denoise, karras_grid
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.unet import UNet
+from pagoda_bench.nets.winograd import winograd
 from pagoda_bench.pagoda.generate import load
 from pagoda_bench.recipes.stages import TeacherPairs
 from pagoda_bench.sampling.noise import noise
@@ -41,13 +42,13 @@ def run(recipe: TeacherPairs, ctx: Any) -> None:
     if ctx.counting:
         return
     about, writer = _writer(recipe, ctx)
-    writer.finish(partial(_rows, recipe, net), progress=ctx.progress)
+    writer.finish(partial(_rows, recipe, winograd(net)), progress=ctx.progress)
     writer.publish(ctx.out / FOLDER, about)
 
 
 def shard(recipe: TeacherPairs, ctx: Any, index: int, count: int) -> bool:
     """As `pairs.shard`."""
-    net = load(recipe.teacher, ctx).to(compute_device())
+    net = winograd(load(recipe.teacher, ctx).to(compute_device()))
     _, writer = _writer(recipe, ctx)
     writer.run(partial(_rows, recipe, net), part=(index, count), wait=False, progress=ctx.progress)
     return not writer.missing()
