@@ -81,8 +81,8 @@ def counted(level: int, train_from: TrainFrom, batch: int = 1, checkpoint: bool 
 
 
 def measured(level: int, train_from: TrainFrom, batch: int, checkpoint: bool, steps: int) -> dict[str, float]:
-    """CPU seconds of a step, the least of `steps` after a first one, and the peak of this process' memory in GB, of which `held`
-    was there before the first step: PyTorch and the weights."""
+    """CPU seconds of a step, the least of `steps` after a first one, and the peak of this process' memory in GB, of which
+    `held` was there before the first step: PyTorch and the weights."""
     keep_freed_memory()
     net = trained(level, train_from, "cpu")
     start, config = train_start(net, train_from), TrainConfig(steps=1, checkpoint=checkpoint)

@@ -106,7 +106,7 @@ def pair(official: Any, config: UNetConfig) -> tuple[nn.Module, UNet]:
 
 def fast(net: UNet) -> UNet:
     """As sampling and inversion prepare a network on a CPU."""
-    return winograd(net.to(memory_format=torch.channels_last).eval())
+    return winograd(net.to(memory_format=torch.channels_last).eval().requires_grad_(False))
 
 
 def test_one_step_at_512(official: Any) -> None:

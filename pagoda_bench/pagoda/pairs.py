@@ -93,14 +93,14 @@ class Pairing:
 
 def run(recipe: Pairs, ctx: Any) -> None:
     """The stage: makes the shards that nobody has made, waits for those in other hands, checks all, publishes."""
-    pairing, net = Pairing(recipe, ctx), load(recipe.teacher, ctx).to(compute_device())
+    pairing, net = Pairing(recipe, ctx), winograd(load(recipe.teacher, ctx).to(compute_device()))
     # Counted on two images: inversion does the same operations for each.
     with FlopCounterMode(display=False) as counter:
         pairing._batch(net, np.arange(2))
     ctx.record(training_flops=counter.get_total_flops() / 2 * pairing.layout.rows)
     if ctx.counting:
         return
-    writer, net = pairing.writer(ctx.work), winograd(net)
+    writer = pairing.writer(ctx.work)
     writer.finish(lambda start, stop: pairing.latents(net, start, stop), progress=ctx.progress)
     writer.publish(ctx.out / FOLDER, pairing.about)
     z = Sharded(ctx.out / FOLDER)

@@ -34,7 +34,7 @@ SEED = 2**32  # far from the seeds of samples that are scored
 
 def run(recipe: TeacherPairs, ctx: Any) -> None:
     """Payload: `images/`, shards of `dtype`, (count, 3, R, R) in about [-1, 1]."""
-    net = load(recipe.teacher, ctx).to(compute_device())
+    net = winograd(load(recipe.teacher, ctx).to(compute_device()))
     with FlopCounterMode(display=False) as counter:
         samples(recipe, net, np.arange(2))
     device = str(next(net.parameters()).device)
@@ -42,7 +42,7 @@ def run(recipe: TeacherPairs, ctx: Any) -> None:
     if ctx.counting:
         return
     about, writer = _writer(recipe, ctx)
-    writer.finish(partial(_rows, recipe, winograd(net)), progress=ctx.progress)
+    writer.finish(partial(_rows, recipe, net), progress=ctx.progress)
     writer.publish(ctx.out / FOLDER, about)
 
 
