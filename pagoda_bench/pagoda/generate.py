@@ -18,6 +18,7 @@ from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import from_network
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.weights import load_file_whole
+from pagoda_bench.nets.winograd import winograd
 from pagoda_bench.recipes.stages import EDM as EDMRecipe
 from pagoda_bench.recipes.stages import Distill, Grow, Heun, OneStep
 from pagoda_bench.sampling.counting import count_evaluations
@@ -32,7 +33,7 @@ class NoiseSampler:
     """A network on the noise of the sample's index. `draw(z, labels)` gives the images, (N, 3, R, R)."""
 
     def __init__(self, net: UNet, draw: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.net, self.draw = net, draw
+        self.net, self.draw = winograd(net), draw
         self.resolution = net.config.output_resolution
         self.classes = net.config.classes
         self.parameters = sum(p.numel() for p in net.parameters())

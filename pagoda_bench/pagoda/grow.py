@@ -17,6 +17,7 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.nets.features import load_half
 from pagoda_bench.nets.growth import grow, train_start, trainable_keys
 from pagoda_bench.nets.unet import Hidden, UNet
+from pagoda_bench.nets.winograd import winograd
 from pagoda_bench.pagoda.adversarial import fit
 from pagoda_bench.pagoda.sources import Source
 from pagoda_bench.recipes.stages import Grow
@@ -33,7 +34,7 @@ class Frozen:
     """
 
     def __init__(self, net: UNet, start: int) -> None:
-        self.net, self.start = net, start
+        self.net, self.start = winograd(net), start
         self.c_in = float(preconditioning(torch.tensor(SIGMA_MAX, dtype=torch.float64)).c_in)
         self.kept: Hidden | None = None
 

@@ -73,7 +73,7 @@ def accumulate(terms: Sequence[Term], parameters: Sequence[nn.Parameter], at: nn
     sharded = sharding.any_sharded(parameters)
     first: Tensor | None = None
     for i, (term, at_image) in enumerate(zip(terms, at_images, strict=True)):
-        keep = i + 1 < len(terms)
+        keep = any(later.image is term.image for later in terms[i + 1 :])  # else its graph may go
         if sharded:
             own = _gradients_of_parts(term.image, at_image, parameters, keep)
         else:

@@ -29,6 +29,7 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import to_network
 from pagoda_bench.nets.unet import UNet
+from pagoda_bench.nets.winograd import winograd
 from pagoda_bench.pagoda.generate import load
 from pagoda_bench.recipes.base import canonical
 from pagoda_bench.recipes.stages import Pairs
@@ -92,7 +93,7 @@ class Pairing:
 
 def run(recipe: Pairs, ctx: Any) -> None:
     """The stage: makes the shards that nobody has made, waits for those in other hands, checks all, publishes."""
-    pairing, net = Pairing(recipe, ctx), load(recipe.teacher, ctx).to(compute_device())
+    pairing, net = Pairing(recipe, ctx), winograd(load(recipe.teacher, ctx).to(compute_device()))
     # Counted on two images: inversion does the same operations for each.
     with FlopCounterMode(display=False) as counter:
         pairing._batch(net, np.arange(2))
@@ -113,7 +114,7 @@ def run(recipe: Pairs, ctx: Any) -> None:
 def shard(recipe: Pairs, ctx: Any, index: int, count: int) -> bool:
     """Process `index` of `count` that fill the work folder of the same recipe: makes shards until none is left that nobody
     is making. Whether all are there."""
-    pairing, net = Pairing(recipe, ctx), load(recipe.teacher, ctx).to(compute_device())
+    pairing, net = Pairing(recipe, ctx), winograd(load(recipe.teacher, ctx).to(compute_device()))
     writer = pairing.writer(ctx.work)
     writer.run(lambda start, stop: pairing.latents(net, start, stop), part=(index, count), wait=False, progress=ctx.progress)
     return not writer.missing()

@@ -22,6 +22,7 @@ from pagoda_bench.diffusion.edm import SIGMA_MAX, denoise, karras_grid
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.unet import UNet
+from pagoda_bench.nets.winograd import winograd
 from pagoda_bench.pagoda.generate import load
 from pagoda_bench.recipes.stages import TeacherPairs
 from pagoda_bench.sampling.noise import noise
@@ -33,7 +34,7 @@ SEED = 2**32  # far from the seeds of samples that are scored
 
 def run(recipe: TeacherPairs, ctx: Any) -> None:
     """Payload: `images/`, shards of `dtype`, (count, 3, R, R) in about [-1, 1]."""
-    net = load(recipe.teacher, ctx).to(compute_device())
+    net = winograd(load(recipe.teacher, ctx).to(compute_device()))
     with FlopCounterMode(display=False) as counter:
         samples(recipe, net, np.arange(2))
     device = str(next(net.parameters()).device)
@@ -47,7 +48,7 @@ def run(recipe: TeacherPairs, ctx: Any) -> None:
 
 def shard(recipe: TeacherPairs, ctx: Any, index: int, count: int) -> bool:
     """As `pairs.shard`."""
-    net = load(recipe.teacher, ctx).to(compute_device())
+    net = winograd(load(recipe.teacher, ctx).to(compute_device()))
     _, writer = _writer(recipe, ctx)
     writer.run(partial(_rows, recipe, net), part=(index, count), wait=False, progress=ctx.progress)
     return not writer.missing()

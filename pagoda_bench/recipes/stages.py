@@ -61,6 +61,8 @@ class TrainConfig(Config):
     evaluate_protocol: str = result_neutral("embedded")
     alarm: Literal["off", "warn", "stop"] = result_neutral("warn")  # discriminator stands still, or samples are all alike
     shard: bool = result_neutral(False)  # each process holds a part of the weights (FSDP2); the same up to rounding
+    checkpoint: bool = result_neutral(False)  # activations of a residual block are computed again in the backward pass
+    compile: bool = result_neutral(False)  # torch.compile on the network's parts; the same up to rounding
 
 
 class FeatureNet(Features, kind="features"):

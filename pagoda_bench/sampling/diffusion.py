@@ -12,6 +12,7 @@ from torch import Tensor
 from pagoda_bench.diffusion import edm, solvers
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.weights import load_file_whole
+from pagoda_bench.nets.winograd import winograd
 from pagoda_bench.recipes.samplers import Sampled, SamplerConfig
 from pagoda_bench.sampling.network import Draw, NetworkSampler
 
@@ -49,7 +50,7 @@ def sampled(config: Sampled, ctx: Any) -> NetworkSampler:
     """The loader of `Sampled`: an EDM network of the store."""
     net = UNet(config.of.net)
     load_file_whole(net, ctx.input(config.of) / "model.safetensors")
-    net = net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    net = winograd(net.to(memory_format=torch.channels_last).eval().requires_grad_(False))
     size = config.of.net.resolution
 
     def images(batch: Draw) -> Tensor:

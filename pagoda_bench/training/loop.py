@@ -26,6 +26,7 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.nets.device import computed_precision, keep_freed_memory
 from pagoda_bench.recipes.stages import TrainConfig
 from pagoda_bench.training import checkpoints, parallel, sharding
+from pagoda_bench.training.execution import checkpointed, compiled
 from pagoda_bench.training.logs import CSV, GRIDS, Log
 from pagoda_bench.training.milestones import Measuring, Milestones
 from pagoda_bench.training.signals import notices
@@ -114,15 +115,16 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
         keep_freed_memory()
     counts = _resume(ctx.work, task)
     if not counts.flops:
-        with autocast(config.precision, kind):
-            counts.flops = _count(task, seed) * parallel.world()
+        with autocast(config.precision, kind), checkpointed(task.nets.values(), config, counting=True) as again:
+            counts.flops = (_count(task, seed) - again.flops) * parallel.world()
     steps = task.steps = total(counts.flops) if total else config.steps
     if ctx.counting:
         ctx.record(training_flops=float(counts.flops) * steps, steps=steps)
         return
     log = Log(ctx.work, steps, counts.step, events=parallel.rank() == 0)
     beside = Milestones(task, config, steps, log, ctx.work, counts.seen)
-    with notices() as told:
+    nets = task.nets.values()
+    with notices() as told, checkpointed(nets, config), compiled(nets, config):
         saved = time.monotonic()
         for index in range(counts.step, steps):
             for optimizer in task.optimizers.values():
