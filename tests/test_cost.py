@@ -38,7 +38,9 @@ def counted(net: UNet, backward: bool) -> float:
 def test_operations_are_those_of_a_network_with_values(trained: bool) -> None:
     with torch.device("meta"):
         net = UNet(NET)
-    assert image_flops(net, trained=trained) == pytest.approx(counted(UNet(NET), trained))
+    # In evaluation mode the memory format is the input's: of channels-last tensors, as some processors train, attention takes
+    # its fused kernel, which does a product of its backward pass twice (0.2 % more here).
+    assert image_flops(net, trained=trained) == pytest.approx(counted(UNet(NET).eval(), trained))
 
 
 def test_a_frozen_trunk_costs_its_forward_pass_alone() -> None:
