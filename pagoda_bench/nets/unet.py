@@ -49,7 +49,7 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         _check(config)
-        self.config = config
+        self.config, self.format = config, training_format()  # kept, since torch.compile warns of a cached function
         widths, decoder = _widths(config)
         grown = len(decoder) - len(widths)
         size, emb, group = config.resolution // config.patch, 4 * config.channels, config.group_channels
@@ -113,7 +113,7 @@ class UNet(nn.Module):
         h = F.pixel_unshuffle(x, self.config.patch) if self.config.patch > 1 else x
         h = h.to(emb.dtype)
         if self.training and h.device.type == "cpu":
-            h = h.contiguous(memory_format=training_format())
+            h = h.contiguous(memory_format=self.format)
         skips = []
         for block in self.input_blocks:
             h = self._through(block, h, emb)
