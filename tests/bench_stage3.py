@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,8 +40,9 @@ SMALL = UNetConfig(
 )
 
 
-def sides(config: UNetConfig, train_from: TrainFrom, batch: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A step in the official order of passes, and one of ours, with the same weights and one set of judges."""
+def sides(config: UNetConfig, train_from: TrainFrom, batch: int, cached: bool) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A step in the official order of passes, and one of ours, with the same weights and one set of judges; `cached`: the
+    frozen part's states of the pairs are there already (`Grow.cache`)."""
     torch.manual_seed(0)
     with torch.device("meta"):
         theirs, net = UNet(config), UNet(config)
@@ -58,6 +60,8 @@ def sides(config: UNetConfig, train_from: TrainFrom, batch: int) -> tuple[Callab
     z, noise = torch.randn(2, batch, 3, low, low)
     z = z * SIGMA_MAX
     generate, at = Frozen(net, train_start(net, train_from)), last_layer(net)
+    rows = np.arange(batch) if cached else None
+    generate.kept = generate._state(z, labels) if cached else None
 
     def official() -> None:
         judge.requires_grad_(False)
@@ -66,7 +70,7 @@ def sides(config: UNetConfig, train_from: TrainFrom, batch: int) -> tuple[Callab
         discriminator_step(theirs, judge, eyes, (image, labels), noise).loss.backward()
 
     def ours() -> None:
-        rebuilt, fake = (generate(latent, labels) for latent in (z, SIGMA_MAX * noise))
+        rebuilt, fake = generate(z, labels, rows), generate(SIGMA_MAX * noise, labels)
         l_rec = look.distance(rebuilt, image, look.distance_draws(batch, high)).mean()
         maps = look.maps(fake, look.draws(batch, high))
         terms = [Term(rebuilt, l_rec), Term(fake, generator_loss(judge(maps, labels), "hinge"), 1.0, True)]
@@ -80,9 +84,10 @@ def sides(config: UNetConfig, train_from: TrainFrom, batch: int) -> tuple[Callab
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cached", [False, True], ids=["", "cached"])
 @pytest.mark.parametrize(("config", "train_from", "batch"), [(SMALL, "new", 4), (FULL["64to128"], 9, 1)], ids=["small", "full"])
-def test_the_step_against_the_official_way(config: UNetConfig, train_from: TrainFrom, batch: int) -> None:
+def test_the_step_against_the_official_way(config: UNetConfig, train_from: TrainFrom, batch: int, cached: bool) -> None:
     pytest.importorskip("timm", reason=NEEDS_TIMM)
-    found = ratio(*sides(config, train_from, batch))
+    found = ratio(*sides(config, train_from, batch, cached))
     print(f"\nStage 3 step, official way / ours: {found:.2f}")
     assert found > 1.0
