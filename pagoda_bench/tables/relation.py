@@ -54,7 +54,7 @@ def distance_against(cells: Sequence[Cell], against: Mapping[str, str], label: s
                 zorder=3,
                 label=system,
             )
-        axes.legend(frameon=False, loc="upper left")
+        axes.legend(frameon=False, loc="best")
         axes.set_xlabel(f"Fréchet distance of {label}")
         axes.set_ylabel(f"Fréchet distance, N = {n_of(cells):,}")
     return figure
