@@ -26,7 +26,7 @@ from pagoda_bench.data.shards import Layout, Sharded, Writer, identity_of
 from pagoda_bench.diffusion.edm import denoise, karras_grid
 from pagoda_bench.diffusion.solvers import invert
 from pagoda_bench.errors import UserError
-from pagoda_bench.nets.device import compute_device
+from pagoda_bench.nets.device import compute_device, computed_precision
 from pagoda_bench.nets.features import to_network
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.winograd import winograd
@@ -103,11 +103,12 @@ def run(recipe: Pairs, ctx: Any) -> None:
     writer = pairing.writer(ctx.work)
     writer.finish(lambda start, stop: pairing.latents(net, start, stop), progress=ctx.progress)
     writer.publish(ctx.out / FOLDER, pairing.about)
-    z = Sharded(ctx.out / FOLDER)
+    z, device = Sharded(ctx.out / FOLDER), next(net.parameters()).device
     ctx.record(
         latent_std=_std(z),
         pairs=len(z),
-        device=str(next(net.parameters()).device),
+        device=str(device),
+        precision=computed_precision(recipe.precision, device.type),
     )
 
 

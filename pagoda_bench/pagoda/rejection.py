@@ -12,7 +12,6 @@ images of 1,000 classes a class is one group, as there. What is kept stays in th
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from pagoda_bench.errors import UserError
+from pagoda_bench.metrics.extractors.user import imported
 from pagoda_bench.nets.features import load_features
 from pagoda_bench.recipes.imported import Rejection
 from pagoda_bench.recipes.stages import FeatureNet
@@ -106,15 +106,7 @@ def classifier(rejection: Rejection, ctx: Any) -> Classify:
     if isinstance(rejection.classifier, FeatureNet):
         network = load_features(rejection.classifier, ctx)
         return lambda images: network.features(images)[1]
-    module, _, name = rejection.classifier.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"--classifier {rejection.classifier} cannot be imported: {error}") from None
-    if not callable(found):
-        raise UserError(f"--classifier {rejection.classifier} is no function of images")
-    function: Classify = found
-    return function
+    return imported(rejection.classifier, "--classifier", "uint8 (N, R, R, 3) images")
 
 
 def _parts(values: NDArray[Any]) -> list[NDArray[Any]]:

@@ -20,7 +20,7 @@ from pagoda_bench.data.shards import Layout, Sharded, Writer, identity_of
 from pagoda_bench.diffusion import solvers
 from pagoda_bench.diffusion.edm import SIGMA_MAX, denoise, karras_grid
 from pagoda_bench.errors import UserError
-from pagoda_bench.nets.device import compute_device
+from pagoda_bench.nets.device import compute_device, computed_precision
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.winograd import winograd
 from pagoda_bench.pagoda.generate import load
@@ -37,8 +37,10 @@ def run(recipe: TeacherPairs, ctx: Any) -> None:
     net = winograd(load(recipe.teacher, ctx).to(compute_device()))
     with FlopCounterMode(display=False) as counter:
         samples(recipe, net, np.arange(2))
-    device = str(next(net.parameters()).device)
-    ctx.record(training_flops=counter.get_total_flops() / 2 * recipe.count, pairs=recipe.count, device=device)
+    device = next(net.parameters()).device
+    precision = computed_precision(recipe.precision, device.type)
+    flops = counter.get_total_flops() / 2 * recipe.count
+    ctx.record(training_flops=flops, pairs=recipe.count, device=str(device), precision=precision)
     if ctx.counting:
         return
     about, writer = _writer(recipe, ctx)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class User(Extractor):
     def __init__(
         self, where: str, device: str | torch.device = "cpu", precision: Precision = "float32", side: int = 32
     ) -> None:
-        self._function: Any = _import(where)
+        self._function: Any = imported(where, "extractor", "uint8 (N, 3, H, W) images")
         with torch.inference_mode():
             probe = self._named(torch.full((2, 3, side, side), 128, dtype=torch.uint8, device=device), where)
         dimensions = {name: int(value.shape[1]) for name, value in probe.items()}
@@ -53,15 +53,18 @@ class User(Extractor):
         return found
 
 
-def _import(where: str) -> Any:
+def imported(where: str, what: str, takes: str) -> Callable[..., Any]:
+    """What "module:function" names. `UserError` in the words of `what` it is for, when it is not there or is no function of
+    what it `takes`."""
     module, _, name = where.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"extractor {where} cannot be imported ({error}): give module:object of an importable module") from None
+        raise UserError(f"{what} {where} cannot be imported ({error}): give module:object of an importable module") from None
     if not callable(found):
-        raise UserError(f"extractor {where} cannot be called: give a function of uint8 (N, 3, H, W) images")
-    return found
+        raise UserError(f"{what} {where} cannot be called: give a function of {takes}")
+    chosen: Callable[..., Any] = found
+    return chosen
 
 
 def _source_hash(function: Any) -> str:
