@@ -74,6 +74,9 @@ def test_costs_grow_with_steps_and_batch() -> None:
     assert four is not None
     assert grown is not None
     assert four.flops == pytest.approx(4 * one.flops)
+    fewer = cost_of(base.model_copy(update={"loss": loss.model_copy(update={"pairs_share": 0.5})}))
+    assert fewer is not None
+    assert fewer.flops == pytest.approx(0.75 * one.flops)
     assert grown.parameters > one.parameters
     assert cost_of(features) is None
 

@@ -187,6 +187,19 @@ def test_a_fraction_of_the_pairs_is_the_first_images_and_their_mirrors(tmp_path:
     assert torch.equal(image[4:], image[:4].flip(3))
 
 
+def test_fewer_pairs_than_fakes_in_a_step_train_as_a_batch_of_that_size(upstream: dict[str, Path], tmp_path: Path) -> None:
+    """With L_adv at no weight the generator sees its pairs alone: half of a batch of four is then a batch of two."""
+    plain = LossConfig(adversarial=0, adaptive=False, augment=False)
+    found = []
+    for batch, share in ((2, 1.0), (4, 0.5), (4, 1.0)):
+        loss = plain.model_copy(update={"pairs_share": share})
+        recipe = Distill(pairs=PAIRS, features=FEATURES, train=SHORT.model_copy(update={"batch": batch}), loss=loss)
+        found.append(weights(run(recipe, distill, upstream, tmp_path / f"{batch}-{share}")))
+    two, half, four = found
+    assert all(torch.allclose(two[k], half[k], atol=2e-3) for k in two)
+    assert not all(torch.allclose(two[k], four[k], atol=2e-3) for k in two)
+
+
 def inputs_here(folder: Path) -> dict[str, Path]:
     (folder / "inputs").mkdir()
     return inputs(folder / "inputs")

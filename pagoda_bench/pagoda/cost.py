@@ -60,16 +60,17 @@ def cost_of(recipe: Recipe) -> Cost | None:
 
 
 def step_flops(net: UNet, loss: LossConfig, start: int, size: int) -> float:
-    """Of one pair and one fake in a step: the generator forward and backward for both; the judges' backbones on estimate,
+    """Of one fake in a step, and the share of a pair that goes with it: the generator forward and backward for both; the judges' backbones on estimate,
     target, fake and real, and backward to two images; the discriminators forward for the generator and for themselves."""
-    total = 2 * image_flops(net, trained=True, start=start)
+    share = loss.pairs_share
+    total = (1 + share) * image_flops(net, trained=True, start=start)
     if loss.features == "projected":
-        # Forward for four images, backward (to the image alone, as much again) for two; the second discriminator's
-        # reconstructions and targets go through once more.
-        passes = 6 + (3 if loss.adversarial_rec else 0)
+        # Of a fake and of a pair each: forward for two images, backward (to the image alone, as much again) for one; the
+        # second discriminator's reconstructions and targets go through once more.
+        passes = 3 + 3 * share * (2 if loss.adversarial_rec else 1)
         total += passes * sum(backbone_flops(kind, size) for kind in loss.projected.backbones)
     if loss.discriminator == "stylegan-xl":
-        judges = 2 if loss.adversarial_rec else 1
+        judges = 1 + (share if loss.adversarial_rec else 0)
         total += judges * 8 * judge_flops(len(loss.projected.backbones), size)
     return total
 

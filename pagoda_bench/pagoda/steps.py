@@ -38,7 +38,7 @@ FIRST_FRESH = 2**30
 class Whole:
     """What is random in a step, for the whole batch."""
 
-    rows: np.ndarray  # of the pairs
+    rows: np.ndarray  # of the pairs, which may be fewer than the batch
     numbers: np.ndarray  # of the real images
     flips: Tensor | None
     fresh: Tensor  # N(0, 80^2)
@@ -86,11 +86,12 @@ class Step:
         self.at = last_layer(net)
         self.parameters = [p for p in net.parameters() if p.requires_grad]
         self.device = self.at.device
+        self.paired = max(1, round(self.loss.pairs_share * self.train.batch))
         self.fakes_first = recipe.loss.discriminator == "stylegan-xl"  # as in the official code
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, float]:
         whole = self._draw(index)
-        parts = list(parallel.parts(self.train.batch, self.train.accumulate))
+        of_batch, of_pairs = (list(parallel.parts(n, self.train.accumulate)) for n in (self.train.batch, self.paired))
         values: dict[str, float] = {}
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
@@ -98,10 +99,10 @@ class Step:
         seen: dict[str, list[Seen]] = {name: [] for name in self.judges}
         norm = 0.0
         for phase in phases:
-            for part in parts:
-                found = self._generator(whole, part, phase, seen)
+            for part, pairs in zip(of_batch, of_pairs, strict=True):
+                found = self._generator(whole, part, pairs, phase, seen)
                 for name, value in found.items():
-                    values[name] = values.get(name, 0.0) + value / len(parts)
+                    values[name] = values.get(name, 0.0) + value / len(of_batch)
             norm += apply(self.optimizers["generator"], [*values.values()], clip=self.train.clip, scale=self.scale)
             self.optimizers["generator"].zero_grad(set_to_none=True)
         if math.isfinite(norm):
@@ -111,8 +112,8 @@ class Step:
         return values if self.scale.active else {**values, "norm": norm}
 
     def _draw(self, index: int) -> Whole:
-        batch, size, total = self.train.batch, self.size, self.data.size("train")
-        rows = batch_indices(self.source.used, batch, index, self.recipe.seed)
+        batch, paired, size, total = self.train.batch, self.paired, self.size, self.data.size("train")
+        rows = batch_indices(self.source.used, paired, index, self.recipe.seed)
         numbers = batch_indices(total, batch, index, self.recipe.seed + 1)
         if total is None:
             numbers = numbers + FIRST_FRESH
@@ -121,10 +122,10 @@ class Step:
         fresh = torch.randn(batch, 3, low, low) * SIGMA_MAX
         look = self.look
         whole = Whole(
-            rows, numbers, flips, fresh, look.distance_draws(batch, size), look.draws(batch, size), look.draws(batch, size)
+            rows, numbers, flips, fresh, look.distance_draws(paired, size), look.draws(batch, size), look.draws(batch, size)
         )
         if "reconstructions" in self.judges:
-            whole.rebuilt, whole.target = look.draws(batch, size), look.draws(batch, size)
+            whole.rebuilt, whole.target = look.draws(paired, size), look.draws(paired, size)
         return whole
 
     def _real(self, whole: Whole, part: slice) -> tuple[Tensor, Tensor]:
@@ -137,27 +138,30 @@ class Step:
     def _labels(self, numbers: np.ndarray) -> Tensor:
         return torch.from_numpy(self.data.labels(numbers, "train")).to(self.device)
 
-    def _generator(self, whole: Whole, part: slice, phase: tuple[str, ...], seen: dict[str, list[Seen]]) -> dict[str, float]:
-        """One forward and backward pass over a part of the batch: the gradients of the losses in `phase` are added up."""
+    def _generator(
+        self, whole: Whole, part: slice, pairs: slice, phase: tuple[str, ...], seen: dict[str, list[Seen]]
+    ) -> dict[str, float]:
+        """One forward and backward pass over a part of the batch and its part of the pairs: the gradients of the losses in
+        `phase` are added up."""
         loss, terms = self.loss, []
         values: dict[str, Tensor] = {}  # numbers only at the end: each would wait for the device
         if "rec" in phase:
-            rows = whole.rows[part]
+            rows = whole.rows[pairs]
             x, z, own = (t.to(self.device) for t in self.source.batch(rows, self.size))
             rebuilt = self.generate(z, own, rows).float()
             # L_rec: both images under the same augmentation.
-            l_rec = self.distance(rebuilt, x, self._slice(whole.rec, part)).mean()
+            l_rec = self.distance(rebuilt, x, self._slice(whole.rec, pairs)).mean()
             if loss.pixel:
                 l_rec = l_rec + loss.pixel * (rebuilt - x).abs().mean()
             values["rec"] = l_rec.detach()
             terms.append(Term(rebuilt, loss.reconstruction * l_rec))
         if "rec" in phase and (judge := self.judges.get("reconstructions")) is not None:
-            maps = self._sight(judge, self.look.maps(rebuilt, self._slice(whole.rebuilt, part)))
+            maps = self._sight(judge, self.look.maps(rebuilt, self._slice(whole.rebuilt, pairs)))
             l_r = generator_loss(self._logits(judge, maps, own), loss.gan)
             values["adv_rec"] = l_r.detach()
             terms.append(Term(rebuilt, l_r, loss.adversarial_rec, loss.adaptive_rec))
             with torch.no_grad():
-                target_maps = self._sight(judge, self.look.maps(x, self._slice(whole.target, part)))
+                target_maps = self._sight(judge, self.look.maps(x, self._slice(whole.target, pairs)))
             seen["reconstructions"].append(Seen(target_maps, own, maps, own))
         if "adv" in phase:
             real, real_labels = self._real(whole, part)

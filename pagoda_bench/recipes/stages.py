@@ -151,6 +151,7 @@ class LossConfig(Config):
     augment: bool = True
     eps: float = 1e-10  # added to the length of a feature vector before it is normalised; 1e-10 as published
     fraction: float = Field(1.0, gt=0, le=1)  # of the pairs that L_rec sees; L_adv sees all real images
+    pairs_share: float = Field(1.0, gt=0, le=1)  # pairs in a step, as a share of its batch; all of it is fresh noise for L_adv
     features: Literal["embedded", "projected"] = "embedded"  # what L_rec and the discriminator look through
     projected: ProjectedConfig = ProjectedConfig()
     distance: Literal["features", "lpips", "l2"] = "features"  # of L_rec
