@@ -60,8 +60,9 @@ def cost_of(recipe: Recipe) -> Cost | None:
 
 
 def step_flops(net: UNet, loss: LossConfig, start: int, size: int) -> float:
-    """Of one fake in a step, and the share of a pair that goes with it: the generator forward and backward for both; the judges' backbones on estimate,
-    target, fake and real, and backward to two images; the discriminators forward for the generator and for themselves."""
+    """Of one fake in a step and the share of a pair that goes with it: the generator forward and backward for both; the
+    judges' backbones on estimate, target, fake and real, and backward to two images; the discriminators forward for the
+    generator and for themselves."""
     share = loss.pairs_share
     total = (1 + share) * image_flops(net, trained=True, start=start)
     if loss.features == "projected":
