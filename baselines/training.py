@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,13 +12,31 @@ from torch import Tensor
 
 from pagoda_bench.artifacts.provenance import FLOPS, UPSTREAM_FLOPS
 from pagoda_bench.errors import UserError
+from pagoda_bench.nets.device import compute_device
 from pagoda_bench.pagoda.teacher import upstream_work
 from pagoda_bench.recipes.stages import TrainConfig
 from pagoda_bench.recipes.trained import Trained, trained_upstream
+from pagoda_bench.training import parallel
+from pagoda_bench.training.distributed import group
 from pagoda_bench.training.loop import Task, autocast, count_step, train
+from pagoda_bench.training.sharding import any_sharded
 from pagoda_bench.training.updates import apply
 
-NOT_HERE = ("accumulate", "emas", "shard", "evaluate")  # of `TrainConfig`: what only the models of `pagoda_bench` do
+NOT_HERE = ("accumulate", "emas", "evaluate")  # of `TrainConfig`: what only the models of `pagoda_bench` do
+
+
+Runner = Callable[[Any, Any], None]
+
+
+def together(run: Runner) -> Runner:
+    """A runner inside the group of its processes (`training.distributed`), which share every batch; one alone is its own."""
+
+    @functools.wraps(run)
+    def joined(recipe: Any, ctx: Any) -> None:
+        with group():
+            run(recipe, ctx)
+
+    return joined
 
 
 def fit(recipe: Trained, task: Task, ctx: Any, dearer_from: int = 0) -> None:
@@ -28,11 +48,11 @@ def fit(recipe: Trained, task: Task, ctx: Any, dearer_from: int = 0) -> None:
         UserError: what comes before this stage has cost all of the work that there is, `train` asks for something that no
             baseline does, or a loss is not finite.
     """
-    _check(recipe.train, recipe.title)
+    _check(recipe.train, recipe.title, task)
     later = 0
     if dearer_from:
-        with autocast(recipe.train.precision):
-            later = count_step(task, recipe.seed, dearer_from)
+        with autocast(recipe.train.precision, compute_device().type):
+            later = count_step(task, recipe.seed, dearer_from) * parallel.world()
     if recipe.match is None:
         train(task, recipe.train, recipe.seed, ctx)
     else:
@@ -60,8 +80,10 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, config: TrainConfig)
     return {"loss": value} if math.isfinite(norm) else {"loss": value, "norm": norm}
 
 
-def _check(config: TrainConfig, title: str) -> None:
+def _check(config: TrainConfig, title: str, task: Task) -> None:
     """Refuses what would be passed over in silence."""
+    if config.shard and parallel.world() > 1 and not any(any_sharded(net.parameters()) for net in task.nets.values()):
+        raise UserError(f"{title}: train.shard is not for this method: leave it out")
     for name in NOT_HERE:
         if getattr(config, name) != TrainConfig.model_fields[name].default:
             raise UserError(f"{title}: train.{name} is not for this method: leave it out")

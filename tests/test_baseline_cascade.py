@@ -138,7 +138,7 @@ def test_half_of_the_images_are_blurred_by_a_uniform_width() -> None:
     torch.manual_seed(0)
     image = torch.zeros(20_000, 1, 5, 5)
     image[:, 0, 2, 2] = 1
-    found = cond.blur_some(image, 0.5, 0.4, 0.6)
+    found = cond.blur_some(image, *cond.draw_blur(len(image), 0.5, 0.4, 0.6))
     ratio = (found[:, 0, 2, 3] / found[:, 0, 2, 2]).double()
     blurred = ratio > 0
     assert blurred.double().mean().item() == pytest.approx(0.5, abs=0.015)
@@ -168,11 +168,11 @@ def test_what_the_network_sees_has_unit_variance_at_every_level() -> None:
 def test_training_images_are_corrupted_by_the_level_that_is_told() -> None:
     torch.manual_seed(0)
     small = torch.zeros(40, 3, 32, 32)
-    seen, level = train.augmented(small, Augmentation(noise=0.8), np.random.default_rng(0))
+    seen, level = train.augmented(small, Augmentation(noise=0.8), np.random.default_rng(0), len(small))
     assert 0.002 <= level.min().item() < 0.02
     assert 0.6 < level.max().item() <= 0.8
     np.testing.assert_allclose(seen.flatten(1).std(1).numpy(), level.numpy(), rtol=0.1)
-    plain, none = train.augmented(small, Augmentation(noise=0), np.random.default_rng(0))
+    plain, none = train.augmented(small, Augmentation(noise=0), np.random.default_rng(0), len(small))
     assert plain is small
     assert (none == 0.002).all()
 

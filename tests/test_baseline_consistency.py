@@ -126,7 +126,18 @@ def test_the_loss_of_the_exact_function_vanishes_as_the_grid_refines() -> None:
         torch.manual_seed(0)
         at = torch.full((2000,), points // 2)
         grid = torch.from_numpy(karras_grid(points))
-        loss = train.losses(AsNetwork(), AsNetwork(), lower, squared, image, NO_LABELS, grid[at], grid[at + 1], "uniform")
+        loss = train.losses(
+            AsNetwork(),
+            AsNetwork(),
+            lower,
+            squared,
+            image,
+            torch.randn_like(image),
+            NO_LABELS,
+            grid[at],
+            grid[at + 1],
+            "uniform",
+        )
         found.append(loss.mean().item())
     assert found[0] < 1e-9
     assert found[0] / found[1] == pytest.approx(2**6, rel=0.25)
@@ -214,7 +225,9 @@ def test_training_finds_the_exact_flow_of_a_gaussian(method: str) -> None:
         image = MEAN + STD * torch.randn(256, 2, 1, 1)
         points = cm.points_at(step, steps, choice.schedule, choice.first, choice.last)
         high, low = train.levels(points, 256, choice, rng)
-        loss = train.losses(net, net, lower, distance, image, NO_LABELS, high, low, choice.weight).mean()
+        loss = train.losses(
+            net, net, lower, distance, image, torch.randn_like(image), NO_LABELS, high, low, choice.weight
+        ).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -224,7 +224,7 @@ def test_distillation_finds_the_guided_flow_of_a_gaussian() -> None:
         z = spread(MEAN[label].float()) + STD * torch.randn(256, 3, 1, 1)
         start, end = train.times(50, rng.uniform(size=256))
         ask: train.Teacher = lambda x, t, w, label=label: guided_ideal(x, t, label, w)  # type: ignore[misc]  # noqa: E731
-        loss = train.losses(net, net, ask, z, label, start, end, w, OF, choice).mean()
+        loss = train.losses(net, net, ask, z, torch.randn_like(z), label, start, end, w, OF, choice).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

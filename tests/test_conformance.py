@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy_scale import context, everything, make, models, toy_scale
 
 from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.artifacts.store import Store
@@ -27,6 +26,7 @@ from pagoda_bench.recipes.stages import Generator
 from pagoda_bench.sampling.generators import Sampler, load
 from pagoda_bench.tables import methods
 from pagoda_bench.training import loop
+from tests.toy_scale import context, everything, make, models, toy_scale
 
 N = 6
 CLASSES = 10
@@ -136,8 +136,7 @@ def test_training_resumes_to_the_same_bytes(made: Made, tmp_path: Path, monkeypa
     assert stages
     for recipe in stages:
         ctx = context(made.store, recipe.inputs(), tmp_path / recipe.key)
-        module, _, function = recipe.runner.partition(":")
-        runner = getattr(importlib.import_module(module), function)
+        runner = runner_of(recipe)
         seen: list[int] = []
 
         def stop(done: int, total: int, info: Mapping[str, Any], seen: list[int] = seen) -> None:
@@ -156,6 +155,35 @@ def test_training_resumes_to_the_same_bytes(made: Made, tmp_path: Path, monkeypa
         assert files
         for file in files:
             assert (ctx.out / file).read_bytes() == (whole.path / file).read_bytes(), f"{recipe.title}: {file}"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_trains_and_samples_what_a_cpu_does(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    indices = np.arange(N)
+    expected, nfe = sampler(made, tmp_path / "cpu").sample(indices, labels(indices))
+    monkeypatch.setenv("PAGODA_BENCH_DEVICE", "cuda")
+    for recipe in everything(made.models):
+        if not _own(made, recipe):
+            continue
+        ctx = context(made.store, recipe.inputs(), tmp_path / recipe.key)
+        runner_of(recipe)(recipe, ctx)
+        assert ctx.facts["device"].startswith("cuda")
+        whole = made.store.find(recipe)
+        assert whole is not None
+        for file in sorted(whole.path.glob("*.safetensors")):
+            there = load_file(ctx.out / file.name)
+            for key, value in load_file(file).items():
+                torch.testing.assert_close(there[key].float(), value.float(), rtol=0.05, atol=0.01)
+    images, counted = sampler(made, tmp_path / "gpu").sample(indices, labels(indices))
+    assert counted == nfe
+    assert np.abs(images.astype(int) - expected.astype(int)).mean() < 2
+
+
+def runner_of(recipe: Recipe) -> Callable[[Recipe, StageContext], None]:
+    module, _, function = recipe.runner.partition(":")
+    found: Callable[[Recipe, StageContext], None] = getattr(importlib.import_module(module), function)
+    return found
 
 
 def _own(made: Made, recipe: Recipe) -> bool:

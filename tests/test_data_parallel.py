@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from pagoda_bench.artifacts.context import StageContext
+from pagoda_bench.artifacts.store import Store
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.features import load_half
 from pagoda_bench.pagoda import pairs
 from pagoda_bench.training import parallel
+from tests.parallel_methods import all_models, runs
 from tests.test_steps import PAIRS, inputs
 from tests.together import free_ports, together
+from tests.toy_scale import make
 
 
 @pytest.mark.slow
@@ -44,6 +47,29 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
             torch.testing.assert_close(weights[1][key], value, rtol=0.02, atol=2e-3)
             assert torch.equal(weights[1][key], weights[2][key]), key
     assert first["norm"] == pytest.approx(one["norm"], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_every_baseline_as_one_does(tmp_path: Path) -> None:
+    store, found = Store(tmp_path / "store"), runs()
+    make(store, all_models())
+    ports = map(str, free_ports(len(found)))
+    together("tests.parallel_methods", [str(store.root), str(tmp_path / "rank"), *ports], tmp_path / "logs", 2)
+    assert len({recipe.kind for recipe, _ in found}) >= 8
+    for recipe, name in found:
+        alone = store.find(recipe)
+        assert alone is not None
+        one = load_half(alone.path / "model.safetensors")
+        first, second = (load_half(tmp_path / f"rank{rank}" / name / "out" / "model.safetensors") for rank in (0, 1))
+        facts = json.loads((tmp_path / "rank0" / name / "facts.json").read_text())
+        assert (facts["processes"], facts["sharded"]) == (2, name.endswith("-sharded"))
+        assert facts["training_flops"] == pytest.approx(alone.provenance["training_flops"], rel=0.02)
+        for key, value in one.items():
+            where = f"{name} {recipe.title}: {key}"
+            torch.testing.assert_close(
+                first[key], value, rtol=0.02, atol=4e-3, msg=lambda said, where=where: f"{where}: {said}"
+            )
+            assert torch.equal(first[key], second[key]), where
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (1, 4), (2, 2), (4, 1)])

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.nets.features import load_half
@@ -73,7 +75,10 @@ def test_two_processes_with_half_of_the_weights_each(tmp_path: Path, monkeypatch
     assert measured[0] == [pytest.approx(e, rel=0.05) for e in measured[2]]
     assert (tmp_path / "rank0" / "distill" / "model-best.safetensors").is_file()
 
-    # One process goes on from what two left.
+    # Each wrote its part; one process goes on from what two left.
+    for rank in (0, 1):
+        held = torch.load(checkpoints.part_of(tmp_path / "interrupted", LAST_BEFORE, rank, 2), weights_only=True)
+        assert {"/nets/generator/out.2.weight", "/emas/generator/out.2.weight"} < held.keys()
     state = checkpoints.newest(tmp_path / "interrupted")
     assert state is not None
     assert state["step"] == LAST_BEFORE
@@ -93,5 +98,55 @@ def test_alone_nothing_is_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
     value = torch.ones(2)
     assert sharding.part(value, torch.zeros(2)) is value
     assert sharding.whole(value) is value
-    assert sharding.collected({"a": [value, 3]}) == {"a": [value, 3]}
+    assert sharding.divided({"a": [value, 3]}) == ({"a": [value, 3]}, {})
     assert shard_train.TRAIN.shard
+
+
+PARTS = st.lists(st.integers(0, 3), min_size=1, max_size=4).filter(any)
+
+
+@given(rows=PARTS, columns=st.lists(st.integers(1, 3), max_size=2))
+def test_tensors_in_parts_come_back_whole(rows: list[int], columns: list[int]) -> None:
+    """Of any division along the first dimension, also with processes that hold nothing of it."""
+    whole = torch.randn(sum(rows), *columns)
+    state = {"nets": [{"w": {sharding.MARK: "/w", "shape": list(whole.shape)}}, 7]}
+    found = sharding.united(state, [{"/w": piece} for piece in whole.split(rows)])
+    assert found["nets"][1] == 7
+    w = found["nets"][0]["w"]
+    assert w.shape == whole.shape
+    assert torch.equal(sharding.part(w, torch.zeros(())), whole)
+    assert torch.equal(sharding.whole(w), whole)
+
+
+@pytest.mark.parametrize("fault", ["missing", "damaged", "of another"])
+def test_a_checkpoint_is_whole_with_all_its_parts(fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = torch.arange(6.0).view(3, 2)
+    for step in (1, 2):
+        for rank, piece in enumerate(whole.split([2, 1])):
+            checkpoints._write(checkpoints.part_of(tmp_path, step, rank, 2), {"/nets/g/w": piece * step})
+        mark = {sharding.MARK: "/nets/g/w", "shape": [3, 2]}
+        checkpoints._write(checkpoints.path_of(tmp_path, step), {"step": step, "nets": {"g": {"w": mark}}, "parts": 2})
+    state = checkpoints.newest(tmp_path)
+    assert state is not None
+    assert torch.equal(state["nets"]["g"]["w"].joined(), 2 * whole)
+
+    part = checkpoints.part_of(tmp_path, 2, 1, 2)
+    if fault == "missing":
+        part.unlink()
+    elif fault == "damaged":
+        part.write_bytes(part.read_bytes()[:-7])
+    else:
+        checkpoints._write(part, {"/nets/g/v": whole})
+    state = checkpoints.newest(tmp_path)
+    assert state is not None
+    assert torch.equal(state["nets"]["g"]["w"].joined(), whole)
+    assert "checkpoint-00000002.pt is damaged" in capsys.readouterr().err
+
+    # A later checkpoint removes the older ones, parts and all.
+    checkpoints.save(tmp_path, {"step": 3}, keep=1, best=1)
+    assert {p.name for p in tmp_path.glob("*.pt")} == {
+        "checkpoint-00000003.pt",
+        "checkpoint-00000001.pt",
+        "part-00000001-0-of-2.pt",
+        "part-00000001-1-of-2.pt",
+    }

@@ -32,7 +32,7 @@ def corrupt(image: Tensor, level: Tensor, noise: Tensor) -> Tensor:
 
 def gaussian_kernel(sigma: Tensor, size: int) -> Tensor:
     """(N, size): sampled Gaussians of standard deviation `sigma` pixels that sum to one; `size` is odd."""
-    at = torch.arange(size, dtype=sigma.dtype) - size // 2
+    at = torch.arange(size, dtype=sigma.dtype, device=sigma.device) - size // 2
     weights = torch.exp(-(at**2) / (2 * sigma[:, None] ** 2))
     return weights / weights.sum(1, keepdim=True)
 
@@ -46,10 +46,13 @@ def blur(image: Tensor, sigma: Tensor, size: int = 3) -> Tensor:
     return F.conv2d(rows, kernel[:, None, None, :], groups=count * channels).reshape(count, channels, height, width)
 
 
-def blur_some(image: Tensor, share: float, low: float, high: float, size: int = 3) -> Tensor:
-    """A `share` of the images, drawn by chance, blurred with sigma ~ U(low, high); the others as they are."""
-    chosen = torch.rand(len(image)) < share
-    sigma = low + (high - low) * torch.rand(len(image))
+def draw_blur(count: int, share: float, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Which of `count` images are blurred, a `share` of them by chance, and with which sigma ~ U(low, high) pixels."""
+    return torch.rand(count) < share, low + (high - low) * torch.rand(count)
+
+
+def blur_some(image: Tensor, chosen: Tensor, sigma: Tensor, size: int = 3) -> Tensor:
+    """The `chosen` images blurred, each with its sigma; the others as they are."""
     return torch.where(chosen[:, None, None, None], blur(image, sigma, size), image)
 
 

@@ -44,6 +44,7 @@ class SuperResolution(Trained, kind="super-resolution"):
     """
 
     runner: ClassVar[str] = "baselines.cascade.train:run"
+    distributed: ClassVar[bool] = True
 
     net: UNetConfig
     low: int

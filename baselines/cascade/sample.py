@@ -44,7 +44,7 @@ def cascade(nets: list[nn.Module], config: Cascade, batch: Draw) -> Tensor:
     for number, stage in enumerate(config.stages):
         level = config.levels[number]
         seen = handed_up(denoise, partial(batch.normal, 3, size, size), grids[number], level, config.truncated)
-        at = torch.full((len(batch),), max(level, edm.SIGMA_MIN))
+        at = seen.new_full((len(batch),), max(level, edm.SIGMA_MIN))
         size = stage.net.resolution
         denoise = denoiser(nets[number + 1], condition(seen, at, size, stage.filter), at, batch.labels)
     return solvers.heun(denoise, batch.normal(3, size, size) * edm.SIGMA_MAX, grids[-1])
@@ -63,7 +63,7 @@ def handed_up(
     if level and truncated:
         return solvers.walk(denoise, z, cut(grid, level))
     image = solvers.heun(denoise, z, grid)
-    return corrupt(image, torch.full((len(image),), level), normal()) if level else image
+    return corrupt(image, image.new_full((len(image),), level), normal()) if level else image
 
 
 def cut(grid: np.ndarray, level: float) -> np.ndarray:

@@ -120,5 +120,5 @@ def multistep(
     for number, sigma in enumerate(levels):
         if number:
             x = x + math.sqrt(sigma**2 - SIGMA_MIN**2) * normal()
-        x = function(x, torch.full((len(x),), sigma, dtype=torch.float64)).clamp(-1, 1)
+        x = function(x, x.new_full((len(x),), sigma, dtype=torch.float64)).clamp(-1, 1)
     return x

@@ -48,6 +48,7 @@ class Consistency(Trained):
     """What distillation and training have in common. `features` serve the distance of that name alone."""
 
     runner: ClassVar[str] = "baselines.consistency.train:run"
+    distributed: ClassVar[bool] = True
 
     objective: Objective = Objective()
     features: FeatureNet | None = None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from baselines.batches import images_of_step, stratified
+from baselines.batches import images_of_step, mine, stratified
 from baselines.consistency.functions import (
     consistency,
     data_step,
@@ -23,10 +23,11 @@ from baselines.consistency.functions import (
     teacher_step,
 )
 from baselines.consistency.recipes import ConsistencyDistillation, ConsistencyTraining, Objective
-from baselines.training import descend, fit
+from baselines.training import descend, fit, together
 from pagoda_bench.data import open_dataset
 from pagoda_bench.diffusion.edm import denoise, karras_grid
 from pagoda_bench.errors import UserError
+from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import load_features, save_half
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.weights import load_file_whole
@@ -39,14 +40,16 @@ Lower = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
+@together
 def run(recipe: ConsistencyDistillation | ConsistencyTraining, ctx: Any) -> None:
     """Payload: `model.safetensors`, the averaged weights as float16."""
     torch.manual_seed(recipe.seed)
     data = open_dataset(recipe.data, ctx.data_path)
-    net = UNet(recipe.unet)
+    device, batch = compute_device(), recipe.train.batch
+    net = UNet(recipe.unet).to(device)
     lower: Lower = lambda x, image, high, low, _labels: data_step(x, image, high, low)  # noqa: E731
     if isinstance(recipe, ConsistencyDistillation):
-        teacher = UNet(recipe.unet)
+        teacher = UNet(recipe.unet).to(device)
         load_file_whole(teacher, ctx.input(recipe.teacher) / "model.safetensors")
         net.load_state_dict(teacher.state_dict())
         lower = from_teacher(teacher.eval().requires_grad_(False), recipe)
@@ -60,11 +63,12 @@ def run(recipe: ConsistencyDistillation | ConsistencyTraining, ctx: Any) -> None
     distance = distance_of(recipe, ctx)
 
     def step(index: int, rng: np.random.Generator) -> dict[str, float]:
-        (image,), labels = images_of_step(data, (recipe.unet.resolution,), recipe.train.batch, index, recipe.seed)
+        (image,), labels = images_of_step(data, (recipe.unet.resolution,), batch, index, recipe.seed)
         choice = recipe.objective
         points = points_at(index, task.steps, choice.schedule, choice.first, choice.last)
-        high, low = levels(points, len(image), choice, rng)
-        loss = losses(net, target, lower, distance, image, labels, high, low, choice.weight).mean()
+        drawn = mine(*levels(points, batch, choice, rng), torch.randn(batch, *image.shape[1:]))
+        image, labels, high, low, noise = (t.to(device) for t in (image, labels, *drawn))
+        loss = losses(net, target, lower, distance, image, noise, labels, high, low, choice.weight).mean()
         found = descend(adam, loss, recipe.train)
         if averaged and "norm" not in found:
             follow(target, net, target_decay(points, choice.first, choice.decay) if choice.adaptive else choice.decay)
@@ -74,7 +78,7 @@ def run(recipe: ConsistencyDistillation | ConsistencyTraining, ctx: Any) -> None
     task = Task(step, nets, {"optimizer": adam}, {"net": ema})
     fit(recipe, task, ctx)
     save_half(ema.state(net), ctx.out / "model.safetensors")
-    ctx.record(parameters=sum(p.numel() for p in net.parameters()), device="cpu")
+    ctx.record(parameters=sum(p.numel() for p in net.parameters()), device=str(device))
 
 
 def from_teacher(teacher: nn.Module, recipe: ConsistencyDistillation) -> Lower:
@@ -96,7 +100,7 @@ def distance_of(recipe: ConsistencyDistillation | ConsistencyTraining, ctx: Any)
     if choice.distance == "pseudo-huber":
         return lambda a, b: pseudo_huber(a, b, huber_constant(choice.huber, a.shape[1:]))
     assert recipe.features is not None  # the recipe sees to it
-    eyes = load_features(recipe.features, ctx)
+    eyes = load_features(recipe.features, ctx).to(compute_device())
     return lambda a, b: feature_distance(eyes.maps(a), eyes.maps(b), choice.eps)
 
 
@@ -115,13 +119,14 @@ def losses(
     lower: Lower,
     distance: Distance,
     image: Tensor,
+    noise: Tensor,
     labels: Tensor,
     high: Tensor,
     low: Tensor,
     weight: str,
 ) -> Tensor:
     """(N,): the weighted distance of f at the higher level from the target's f at the lower one, where no gradient flows."""
-    x = image + high.to(image.dtype).view(-1, 1, 1, 1) * torch.randn_like(image)
+    x = image + high.to(image.dtype).view(-1, 1, 1, 1) * noise
     with torch.no_grad():
         aim = consistency(target, lower(x, image, high, low, labels), low, labels)
     found = distance(consistency(net, x, high, labels), aim)

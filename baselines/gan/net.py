@@ -97,4 +97,4 @@ class StyleNet(nn.Module):
     def centres(self, z: Tensor) -> Tensor:
         """The mean of w over latents (M, latent), for each class: (classes, width)."""
         each = range(self.config.classes)
-        return torch.stack([self.mapping(z, torch.full((len(z),), label)).mean(0) for label in each])
+        return torch.stack([self.mapping(z, torch.full((len(z),), label, device=z.device)).mean(0) for label in each])

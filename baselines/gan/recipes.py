@@ -65,6 +65,8 @@ class Adversary(Config):
 class Gan(Trained):
     """What all stages have in common."""
 
+    distributed: ClassVar[bool] = True
+
     adversary: Adversary = Adversary()
     features: FeatureNet | None = None  # the eyes, where these are of this scale
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from baselines.gan.net import StyleNet
 from baselines.gan.recipes import GanSampler
+from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.weights import load_file_whole
 from pagoda_bench.sampling.network import Draw, NetworkSampler
 from pagoda_bench.sampling.noise import noise
@@ -28,7 +29,8 @@ def load(config: GanSampler, ctx: Any) -> NetworkSampler:
     latent = config.of.style.latent
     centre = None
     if config.truncation < 1:
-        centre = net.centres(torch.from_numpy(noise(np.arange(AVERAGED), (latent,), SEED)))
+        device = compute_device()
+        centre = net.to(device).centres(torch.from_numpy(noise(np.arange(AVERAGED), (latent,), SEED)).to(device))
 
     def draw(batch: Draw) -> Tensor:
         image: Tensor = net(batch.normal(latent), batch.labels, config.truncation, centre)

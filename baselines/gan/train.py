@@ -15,19 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from baselines.batches import images_of_step
+from baselines.batches import images_of_step, mine
 from baselines.gan.net import StyleNet
 from baselines.gan.recipes import Adversary, Gan, GanGrown, GanStem, StyleConfig
-from baselines.training import fit
+from baselines.training import fit, together
 from pagoda_bench.data import Dataset, open_dataset
 from pagoda_bench.errors import UserError
+from pagoda_bench.nets.augment import Draws
+from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.discriminator import Judge, hinge_discriminator
 from pagoda_bench.nets.features import from_network, load_features, save_half
 from pagoda_bench.nets.weights import load_file_whole
-from pagoda_bench.pagoda.looks import EmbeddedLook, Look, ProjectedLook, build_eyes, judge_of
+from pagoda_bench.pagoda.looks import AllDraws, EmbeddedLook, Look, ProjectedLook, build_eyes, judge_of
 from pagoda_bench.pagoda.losses import generator_loss
 from pagoda_bench.recipes.stages import LossConfig
 from pagoda_bench.sampling.noise import noise
+from pagoda_bench.training import parallel
 from pagoda_bench.training.alarm import PINS
 from pagoda_bench.training.averages import averaged
 from pagoda_bench.training.loop import EMA, Task, autocast, count_step
@@ -68,8 +71,10 @@ class Step:
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, float]:
         batch, size = self.recipe.train.batch, self.net.config.resolution
         (real,), labels = images_of_step(self.data, (size,), batch, index, self.recipe.seed)
-        z = torch.randn(batch, self.net.config.latent)
-        draws = self.look.draws(batch, size), self.look.draws(batch, size)
+        (z,) = mine(torch.randn(batch, self.net.config.latent))
+        draws = [self._drawn(self.look.draws(batch, size)) for _ in range(2)]
+        device = next(self.net.parameters()).device
+        real, labels, z = (t.to(device) for t in (real, labels, z))
         fake = generate(self.net, z, labels, self.start)
         maps = self.judge.see(self.look.maps(fake, draws[0]))
         loss = generator_loss(self.judge.decide(maps, labels), "hinge")
@@ -93,12 +98,17 @@ class Step:
                 break
             own.zero_grad(set_to_none=True)
             found = hinge_discriminator(self.judge.decide(real, labels), self.judge.decide(fake, labels))
-            loss = float(found.detach())
+            loss = parallel.averaged({"d": float(found.detach())})["d"]
             found.backward()
             apply(own, [loss])
             done += 1
         self.tally.updates += done
         return {"d": loss}
+
+    def _drawn(self, draws: AllDraws) -> AllDraws:
+        """This process's part of them, where the images are."""
+        device = next(self.net.parameters()).device
+        return None if draws is None else [Draws(*(v.to(device) for v in mine(*d))) for d in draws]
 
 
 def generate(net: StyleNet, z: Tensor, labels: Tensor, start: int) -> Tensor:
@@ -108,12 +118,14 @@ def generate(net: StyleNet, z: Tensor, labels: Tensor, start: int) -> Tensor:
     return net.finish(state, start)
 
 
+@together
 def stem(recipe: GanStem, ctx: Any) -> None:
     """Payload: `model.safetensors`, the averaged weights as float16."""
     torch.manual_seed(recipe.seed)
     _fit(recipe, StyleNet(recipe.style), 0, ctx)
 
 
+@together
 def grown(recipe: GanGrown, ctx: Any) -> None:
     """Payload: as of the stem; the tensors of the stage below are in it, bit by bit."""
     torch.manual_seed(recipe.seed)
@@ -146,11 +158,13 @@ def _fit(recipe: Gan, net: StyleNet, start: int, ctx: Any) -> None:
     if net.config.classes != len(data.classes):
         raise UserError(f"{recipe.title}: net.classes is {net.config.classes}, the data have {len(data.classes)}: set it")
     look, judge = eyes_of(recipe, choice, len(data.classes), ctx)
-    net, judge = net.to(memory_format=torch.channels_last), judge.to(memory_format=torch.channels_last)
-    mine = [p for p in net.parameters() if p.requires_grad]
+    device = compute_device()
+    net.to(device).to(memory_format=torch.channels_last)
+    parallel.synced(judge).to(device).to(memory_format=torch.channels_last)
+    trained = [p for p in net.parameters() if p.requires_grad]
     theirs = [p for p in judge.parameters() if p.requires_grad]
     optimizers = {
-        "generator": optimizer(mine, train),
+        "generator": optimizer(trained, train),
         "discriminator": optimizer(theirs, train, choice.lr, betas=choice.betas),
     }
     ema = EMA(net, train.ema)
@@ -162,7 +176,7 @@ def _fit(recipe: Gan, net: StyleNet, start: int, ctx: Any) -> None:
     def samples() -> NDArray[np.uint8]:
         z, labels = torch.from_numpy(noise(np.arange(SHOWN), (net.config.latent,))), torch.arange(SHOWN) % len(data.classes)
         with averaged(net, ema):
-            return from_network(net(z, labels))
+            return from_network(net(z.to(device), labels.to(device)).cpu())
 
     task = Task(step, nets, optimizers, {"generator": ema}, samples=samples, watched={"d": PINS["hinge"]})
     price = price_of_update(step, task) if choice.until and not ctx.counting else 0
@@ -172,27 +186,31 @@ def _fit(recipe: Gan, net: StyleNet, start: int, ctx: Any) -> None:
         spared = price * (steps * choice.updates - done)
         ctx.record(training_flops=ctx.facts["training_flops"] - spared, discriminator_updates=done / steps)
     save_half(ema.state(net), ctx.out / WEIGHTS)
-    ctx.record(parameters=sum(p.numel() for p in net.parameters()), trainable=sum(p.numel() for p in mine), device="cpu")
+    ctx.record(
+        parameters=sum(p.numel() for p in net.parameters()),
+        trainable=sum(p.numel() for p in trained),
+        device=str(device),
+    )
 
 
 def price_of_update(step: Step, task: Task) -> int:
     """The counted work of one update of the discriminator."""
     found = []
-    with autocast(step.recipe.train.precision):
+    with autocast(step.recipe.train.precision, compute_device().type):
         for step.exactly in (1, 2):
-            found.append(count_step(task, step.recipe.seed, 0))
+            found.append(count_step(task, step.recipe.seed, 0) * parallel.world())
     step.exactly = 0
     return found[1] - found[0]
 
 
 def eyes_of(recipe: Gan, choice: Adversary, classes: int, ctx: Any) -> tuple[Look, Judge]:
     """What the discriminator looks through, and its heads, drawn from the recipe's seed."""
-    features = load_features(recipe.features, ctx) if recipe.features is not None else None
+    features = load_features(recipe.features, ctx).to(compute_device()) if recipe.features is not None else None
     look: Look
     if features is not None:
         look = EmbeddedLook(features, augmented=choice.augment, eps=0.0)
     else:
-        look = ProjectedLook(build_eyes(choice.projected), augmented=choice.augment, eps=0.0)
+        look = ProjectedLook(build_eyes(choice.projected).to(compute_device()), augmented=choice.augment, eps=0.0)
     loss = LossConfig(
         features=choice.features,
         projected=choice.projected,

@@ -213,7 +213,8 @@ def shard(net: GreedyNet, mesh: object | None = None) -> GreedyNet:
     process ever holds more than one of them whole. Needs an initialised process group."""
     from torch.distributed.fsdp import fully_shard
 
-    options: dict[str, Any] = {"mesh": mesh} if mesh is not None else {}
+    # Nothing stays whole after a forward pass: of a frozen part no backward pass comes to divide it again.
+    options: dict[str, Any] = {"reshard_after_forward": True, **({"mesh": mesh} if mesh is not None else {})}
     for unit in [module for module in net.modules() if isinstance(module, Block | ResBlock)]:
         fully_shard(unit, **options)
     fully_shard(net, **options)

@@ -86,6 +86,7 @@ class GreedyCore(Trained, kind="greedy-core", version=2):
     """Phase 1: the core inside a shallow UViT, at low resolution."""
 
     runner: ClassVar[str] = "baselines.greedy.train:core"
+    distributed: ClassVar[bool] = True
 
     core: CoreConfig
     outer: OuterConfig
@@ -105,6 +106,7 @@ class GreedyGrown(Trained, kind="greedy-grown", version=2):
     """
 
     runner: ClassVar[str] = "baselines.greedy.train:grown"
+    distributed: ClassVar[bool] = True
 
     base: GreedyCore | GreedyGrown | None = None
     scratch: CoreConfig | None = None

@@ -29,7 +29,7 @@ def load(config: Greedy, ctx: Any) -> NetworkSampler:
         if by_class is None:
             return batch.labels
         ranks: np.ndarray = (batch.indices // classes).numpy()
-        return condition.of(by_class.indices(batch.labels.numpy(), ranks, "far"), "val")
+        return condition.of(by_class.indices(batch.labels.cpu().numpy(), ranks, "far"), "val").to(batch.labels.device)
 
     def images(batch: Draw) -> Tensor:
         wanted = given(batch)
@@ -37,7 +37,7 @@ def load(config: Greedy, ctx: Any) -> NetworkSampler:
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             if not config.guidance:
                 return process.denoise(net, x, sigma, wanted, deviation)
-            null = condition.null(len(x)).to(wanted.dtype)
+            null = condition.null(len(x)).to(wanted)
             return process.guided(net, x, sigma, wanted, null, config.guidance, deviation)
 
         return diffusion.draw(config.sampler, denoise, lambda: batch.normal(3, size, size))

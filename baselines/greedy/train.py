@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baselines.batches import stratified
+from baselines.batches import mine, stratified
 from baselines.greedy import process
-from baselines.greedy.net import GreedyNet
+from baselines.greedy.net import GreedyNet, shard
 from baselines.greedy.recipes import CoreConfig, GreedyCore, GreedyGrown, OuterConfig
 from baselines.greedy.text import captions_of, encoder
-from baselines.training import descend, fit
+from baselines.training import descend, fit, together
 from pagoda_bench.data import Dataset, open_dataset
 from pagoda_bench.errors import UserError
+from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import save_half, to_network
 from pagoda_bench.nets.weights import load_file_whole, load_whole, read_weights
+from pagoda_bench.training import parallel
 from pagoda_bench.training.loop import EMA, Task, batch_indices
 from pagoda_bench.training.updates import optimizer
 
@@ -46,6 +48,7 @@ class Condition:
         return self.nothing.expand(count, *self.nothing.shape[1:])
 
 
+@together
 def core(recipe: GreedyCore, ctx: Any) -> None:
     """Phase 1. Payload: `model.safetensors`, the averaged weights as float16."""
     torch.manual_seed(recipe.seed)
@@ -53,6 +56,7 @@ def core(recipe: GreedyCore, ctx: Any) -> None:
     _fit(recipe, net, ctx)
 
 
+@together
 def grown(recipe: GreedyGrown, ctx: Any) -> None:
     """Phase 2. Payload: as in phase 1, the core's tensors bit by bit those of phase 1 where it stays frozen."""
     torch.manual_seed(recipe.seed)
@@ -87,6 +91,12 @@ def _fit(recipe: GreedyCore | GreedyGrown, net: GreedyNet, ctx: Any) -> None:
     condition = Condition(recipe.core, data)
     how, outer, train = recipe.process, recipe.outer, recipe.train
     thaw_at = recipe.thaw_at if isinstance(recipe, GreedyGrown) else 0
+    device, batch = compute_device(), train.batch
+    net.to(device)
+    if train.shard and parallel.world() > 1:
+        if thaw_at:
+            raise UserError(f"{recipe.title}: train.shard does not go with a core that thaws: leave it out")
+        shard(net)
     trained = [p for p in net.parameters() if p.requires_grad]
     adam = optimizer(trained, train)
     ema = EMA(net, train.ema)
@@ -96,22 +106,25 @@ def _fit(recipe: GreedyCore | GreedyGrown, net: GreedyNet, ctx: Any) -> None:
     def step(index: int, rng: np.random.Generator) -> dict[str, float]:
         if thaw_at:
             net.core.requires_grad_(index >= thaw_at)
-        numbers = batch_indices(data.size("train"), train.batch, index, recipe.seed)
+        (part,) = parallel.parts(batch)
+        numbers = batch_indices(data.size("train"), batch, index, recipe.seed)[part]
         image = to_network(data.images(numbers, outer.resolution, "train")) / how.deviation
         if mirror:
-            image = torch.where((torch.rand(len(image)) < 0.5)[:, None, None, None], image.flip(3), image)
+            image = torch.where((torch.rand(batch) < 0.5)[part, None, None, None], image.flip(3), image)
         given = condition.of(numbers, "train")
         if how.drop:
-            left_out = (torch.rand(len(image)) < how.drop).view(-1, *[1] * (given.dim() - 1))
+            left_out = (torch.rand(batch) < how.drop)[part].view(-1, *[1] * (given.dim() - 1))
             given = torch.where(left_out, condition.null(len(image)).to(given.dtype), given)
-        logsnr = process.logsnr_of(stratified(len(image)), outer.resolution, how.shift, how.logsnr_min, how.logsnr_max).float()
-        loss = process.training_loss(net, image, torch.randn_like(image), logsnr, given, how.loss).mean()
+        logsnr = process.logsnr_of(stratified(batch), outer.resolution, how.shift, how.logsnr_min, how.logsnr_max).float()
+        drawn = mine(torch.randn(batch, *image.shape[1:]), logsnr)
+        image, given, noise, logsnr = (t.to(device) for t in (image, given, *drawn))
+        loss = process.training_loss(net, image, noise, logsnr, given, how.loss).mean()
         return descend(adam, loss, train)
 
     fit(recipe, Task(step, {"net": net}, {"adam": adam}, {"net": ema}), ctx, dearer_from=thaw_at)
     save_half(ema.state(net), ctx.out / WEIGHTS)
     own = sum(p.numel() for p in net.core.parameters())
-    ctx.record(parameters=sum(p.numel() for p in net.parameters()), core_parameters=own, device="cpu")
+    ctx.record(parameters=sum(p.numel() for p in net.parameters()), core_parameters=own, device=str(device))
 
 
 def network(core: CoreConfig, outer: OuterConfig, path: Path) -> GreedyNet:

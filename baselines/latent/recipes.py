@@ -60,6 +60,7 @@ class Autoencoder(Trained, kind="autoencoder"):
     """Stage 1: images to latents and back. Real images only; the labels are seen by the discriminator."""
 
     runner: ClassVar[str] = "baselines.latent.train:autoencoder"
+    distributed: ClassVar[bool] = True
 
     features: FeatureNet
     resolution: int
@@ -79,6 +80,7 @@ class LatentDiffusion(Trained, kind="latent-diffusion"):
     """
 
     runner: ClassVar[str] = "baselines.latent.train:diffusion"
+    distributed: ClassVar[bool] = True
 
     autoencoder: Autoencoder
     net: UNetConfig

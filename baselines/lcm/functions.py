@@ -86,7 +86,7 @@ def ddim_step(x: Tensor, z: Tensor, start: Tensor, end: Tensor, of: Process) -> 
 def guidance_waves(w: Tensor, width: int) -> Tensor:
     """(N, width), float32: sines, then cosines of 1000 w at frequencies from 1 down to 1e-4, geometric, both ends included."""
     half = width // 2
-    falling = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float64) / (half - 1))
+    falling = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float64, device=w.device) / (half - 1))
     angles = 1000.0 * w.double()[:, None] * falling
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
@@ -113,7 +113,7 @@ def multistep(
     x = normal()
     z = x
     for number, time in enumerate(times):
-        t = torch.full((len(x),), time)
+        t = torch.full((len(x),), time, device=x.device)
         if number:
             alpha, sigma = of.at(t, z)
             x = alpha * z + sigma * normal()

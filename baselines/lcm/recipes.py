@@ -48,6 +48,7 @@ class LatentConsistency(Trained, kind="lcm"):
     """The student starts from the teacher's weights; its targets from one guided DDIM step down the teacher's ODE."""
 
     runner: ClassVar[str] = "baselines.lcm.train:run"
+    distributed: ClassVar[bool] = True
 
     teacher: LatentDiffusion
     objective: GuidedObjective = GuidedObjective()

@@ -13,6 +13,7 @@ from baselines.lcm.net import GuidedUNet
 from baselines.lcm.recipes import LatentConsistencySampler
 from baselines.lcm.train import told
 from pagoda_bench.diffusion.edm import SIGMA_DATA
+from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.weights import load_file_whole
 from pagoda_bench.sampling.network import Draw, NetworkSampler
 
@@ -23,11 +24,11 @@ def load(config: LatentConsistencySampler, ctx: Any) -> NetworkSampler:
     net = GuidedUNet(model.teacher.unet, model.objective.width)
     load_file_whole(net, ctx.input(model) / WEIGHTS)
     net = net.eval().requires_grad_(False)
-    of = lcm.process(model.objective.beta_min, model.objective.beta_max)
+    of = lcm.Process(*(t.to(compute_device()) for t in lcm.process(model.objective.beta_min, model.objective.beta_max)))
     side, times = model.teacher.net.resolution, lcm.times_of(config.steps, model.objective.points)
 
     def images(batch: Draw) -> Tensor:
-        asked = told(net, torch.full((len(batch),), config.w))
+        asked = told(net, torch.full((len(batch),), config.w, device=batch.labels.device))
 
         def function(x: Tensor, t: Tensor) -> Tensor:
             return lcm.consistency(asked, x, t, batch.labels, of)

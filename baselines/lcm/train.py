@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from baselines.batches import images_of_step, stratified
+from baselines.batches import images_of_step, mine, stratified
 from baselines.consistency.train import follow
 from baselines.latent.train import WEIGHTS, load_coder
 from baselines.lcm import functions as lcm
 from baselines.lcm.net import GuidedUNet
 from baselines.lcm.recipes import GuidedObjective, LatentConsistency
-from baselines.training import descend, fit
+from baselines.training import descend, fit, together
 from pagoda_bench.data import open_dataset
 from pagoda_bench.diffusion.edm import SIGMA_DATA
+from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import save_half
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.weights import load_file_whole
@@ -29,31 +30,37 @@ Teacher = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x, times, w) -> the guided z."""
 
 
+@together
 def run(recipe: LatentConsistency, ctx: Any) -> None:
     """Payload: `model.safetensors`, the averaged weights as float16."""
     torch.manual_seed(recipe.seed)
-    data, coder = open_dataset(recipe.data, ctx.data_path), load_coder(recipe.teacher.autoencoder, ctx)
-    teacher = UNet(recipe.teacher.unet)
+    device = compute_device()
+    data, coder = open_dataset(recipe.data, ctx.data_path), load_coder(recipe.teacher.autoencoder, ctx).to(device)
+    teacher = UNet(recipe.teacher.unet).to(device)
     load_file_whole(teacher, ctx.input(recipe.teacher) / WEIGHTS)
     teacher.eval().requires_grad_(False)
     choice = recipe.objective
-    net = GuidedUNet(recipe.teacher.unet, choice.width)
+    net = GuidedUNet(recipe.teacher.unet, choice.width).to(device)
     net.start_from(teacher)
     net.train()
     target = copy.deepcopy(net).requires_grad_(False) if choice.decay else net
     adam = optimizer(list(net.parameters()), recipe.train)
     ema = EMA(net, recipe.train.ema)
-    of, none = lcm.process(choice.beta_min, choice.beta_max), recipe.teacher.net.classes
+    of = lcm.Process(*(t.to(device) for t in lcm.process(choice.beta_min, choice.beta_max)))
+    none = recipe.teacher.net.classes
     size, side, batch = recipe.teacher.autoencoder.resolution, recipe.teacher.net.resolution, recipe.train.batch
 
     def step(index: int, rng: np.random.Generator) -> dict[str, float]:
         (image,), labels = images_of_step(data, (size,), batch, index, recipe.seed)
-        with torch.no_grad():
-            z = coder.normalised(coder.latents_of(image, torch.randn(batch, 3, side, side))) / SIGMA_DATA
+        coding = torch.randn(batch, 3, side, side)
         start, end = times(choice.points, rng.permutation(stratified(batch).numpy()))
         w = choice.w[0] + (choice.w[1] - choice.w[0]) * torch.rand(batch)
+        drawn = mine(coding, start, end, w, torch.randn(batch, 3, side, side))
+        image, labels, coding, start, end, w, noise = (t.to(device) for t in (image, labels, *drawn))
+        with torch.no_grad():
+            z = coder.normalised(coder.latents_of(image, coding)) / SIGMA_DATA
         ask: Teacher = lambda x, t, w: guided_by(teacher, x, t, labels, w, none, of)  # noqa: E731
-        loss = losses(net, target, ask, z, labels, start, end, w, of, choice).mean()
+        loss = losses(net, target, ask, z, noise, labels, start, end, w, of, choice).mean()
         found = descend(adam, loss, recipe.train)
         if choice.decay and "norm" not in found:
             follow(target, net, choice.decay)
@@ -62,7 +69,7 @@ def run(recipe: LatentConsistency, ctx: Any) -> None:
     nets: dict[str, nn.Module] = {"net": net, **({"target": target} if choice.decay else {})}
     fit(recipe, Task(step, nets, {"adam": adam}, {"net": ema}), ctx)
     save_half(ema.state(net), ctx.out / WEIGHTS)
-    ctx.record(parameters=sum(p.numel() for p in net.parameters()), device="cpu")
+    ctx.record(parameters=sum(p.numel() for p in net.parameters()), device=str(device))
 
 
 def times(points: int, uniform: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -84,6 +91,7 @@ def losses(
     target: nn.Module,
     ask: Teacher,
     z: Tensor,
+    noise: Tensor,
     labels: Tensor,
     start: Tensor,
     end: Tensor,
@@ -93,7 +101,7 @@ def losses(
 ) -> Tensor:
     """(N,): the distance of f at the time `start` from the target's f at `end`, where no gradient flows."""
     alpha, sigma = of.at(start, z)
-    x = alpha * z + sigma * torch.randn_like(z)
+    x = alpha * z + sigma * noise
     with torch.no_grad():
         below = lcm.ddim_step(x, ask(x, start, w), start, end, of)
         aim = lcm.consistency(told(target, w), below, end, labels, of)

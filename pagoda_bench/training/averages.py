@@ -16,6 +16,7 @@ from pagoda_bench.nets.features import save_half
 from pagoda_bench.recipes.stages import TrainConfig
 from pagoda_bench.training import checkpoints, parallel
 from pagoda_bench.training.loop import EMA
+from pagoda_bench.training.sharding import whole
 
 BEST = "model-best.safetensors"
 
@@ -60,5 +61,5 @@ def _save_best(name: str, best: dict[str, Any], ctx: Any) -> None:
         state = checkpoints.read(checkpoints.path_of(ctx.work, best["step"]))
         if state is None:
             return
-        save_half({**state["nets"][name], **state["emas"][name]}, out)
+        save_half({k: whole(v) for k, v in {**state["nets"][name], **state["emas"][name]}.items()}, out)
     ctx.record(best={**best, "sha256": sha256(out)})

@@ -150,10 +150,9 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
             level = parallel.most(2 if stop else int(late or beside.improved(index + 1)))
             if level and index + 1 < steps:
                 counts.step = index + 1
-                state = sharding.collected({**_state(task), **vars(counts)})
                 if parallel.rank() == 0:
                     log.save()
-                    checkpoints.save(ctx.work, state, config.keep, counts.seen["best"])
+                checkpoints.save(ctx.work, {**_state(task), **vars(counts)}, config.keep, counts.seen["best"])
                 saved = time.monotonic()
                 if level == 2:
                     raise KeyboardInterrupt
