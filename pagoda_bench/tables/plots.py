@@ -46,6 +46,9 @@ STYLE: Any = {
 }
 
 
+COLOURS = 160  # of a strip of photographs in an SVG
+
+
 @dataclass(frozen=True, kw_only=True)
 class Series:
     """One method: its measured distances by resolution, and how it is drawn."""
@@ -59,7 +62,7 @@ class Series:
 def files(figure: Figure) -> dict[str, bytes]:
     """The figure as {"png": bytes, "svg": bytes}, without dates and software versions.
 
-    Photographs inside an SVG have at most 256 colours a strip, which halves the file; the PNG has them all.
+    Photographs inside an SVG have at most `COLOURS` colours a strip, which halves the file; the PNG has them all.
     """
     out = {}
     with matplotlib.rc_context(STYLE):
@@ -72,10 +75,10 @@ def files(figure: Figure) -> dict[str, bytes]:
 
 
 def _fewer_colours(found: re.Match[bytes]) -> bytes:
-    """A base64 PNG with a palette of at most 256 colours, without dithering."""
+    """A base64 PNG with a palette of at most `COLOURS`, without dithering."""
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(base64.b64decode(found[0]))) as image:
-        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
+        image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
     return base64.b64encode(buffer.getvalue())
 
 
