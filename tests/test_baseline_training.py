@@ -12,6 +12,8 @@ from torch import nn
 from baselines.training import _check, descend
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.stages import TrainConfig
+from pagoda_bench.training import parallel
+from pagoda_bench.training.loop import Task
 from pagoda_bench.training.updates import optimizer
 
 
@@ -47,8 +49,10 @@ def test_an_update_that_is_not_finite_changes_nothing_and_says_so(bad: float) ->
 @pytest.mark.parametrize(
     "change", [{"accumulate": 2}, {"emas": [0.9]}, {"shard": True}, {"precision": "fp16"}, {"evaluate": 3}]
 )
-def test_a_setting_that_no_baseline_has_is_refused(change: dict[str, Any]) -> None:
-    _check(TrainConfig(steps=1, precision="bf16", clip=1.0), "t")
+def test_a_setting_that_no_baseline_has_is_refused(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "world", lambda: 2)  # alone, a process may be asked to share
+    task = Task(lambda index, rng: {}, {"net": nn.Linear(2, 1)}, {})
+    _check(TrainConfig(steps=1, precision="bf16", clip=1.0), "t", task)
     with pytest.raises(UserError, match=rf"^t: train\.{next(iter(change))} ") as refused:
-        _check(TrainConfig(steps=1, **change), "t")
+        _check(TrainConfig(steps=1, **change), "t", task)
     assert "\n" not in str(refused.value)
