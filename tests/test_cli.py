@@ -166,7 +166,12 @@ def test_times_travel_with_a_released_store(capsys: pytest.CaptureFixture[str], 
     make(Toy(), store)
     assert run(capsys, "artifacts", "times")[1].split()[:7] == ["KIND", "KEY", "TOOK", "FLOP", "WHAT", "toy", Toy().key]
     assert run(capsys, "artifacts", "times", "--to", str(tmp_path))[0] == 0
-    assert json.loads(run(capsys, "artifacts", "times", "--json")[1]) == json.loads((tmp_path / "times.json").read_text())
+    noted = json.loads((tmp_path / "times.json").read_text())
+    assert json.loads(run(capsys, "artifacts", "times", "--json")[1]) == noted
+    # Named ones join those of other stages that are there.
+    (tmp_path / "times.json").write_text(json.dumps([{**noted[0], "key": "of another"}]))
+    assert run(capsys, "artifacts", "times", f"toy/{Toy().key}", "--to", str(tmp_path))[0] == 0
+    assert {m["key"] for m in json.loads((tmp_path / "times.json").read_text())} == {"of another", Toy().key}
 
 
 def test_gc_only_says_what_would_go_unless_told(capsys: pytest.CaptureFixture[str], store: Store) -> None:

@@ -21,12 +21,11 @@ from baselines.gan.recipes import Adversary, Gan, GanGrown, GanStem, StyleConfig
 from baselines.training import fit, together
 from pagoda_bench.data import Dataset, open_dataset
 from pagoda_bench.errors import UserError
-from pagoda_bench.nets.augment import Draws
 from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.discriminator import Judge, hinge_discriminator
 from pagoda_bench.nets.features import from_network, load_features, save_half
 from pagoda_bench.nets.weights import load_file_whole
-from pagoda_bench.pagoda.looks import AllDraws, EmbeddedLook, Look, ProjectedLook, build_eyes, judge_of
+from pagoda_bench.pagoda.looks import EmbeddedLook, Look, ProjectedLook, build_eyes, drawn_for, judge_of
 from pagoda_bench.pagoda.losses import generator_loss
 from pagoda_bench.recipes.stages import LossConfig
 from pagoda_bench.sampling.noise import noise
@@ -72,8 +71,8 @@ class Step:
         batch, size = self.recipe.train.batch, self.net.config.resolution
         (real,), labels = images_of_step(self.data, (size,), batch, index, self.recipe.seed)
         (z,) = mine(torch.randn(batch, self.net.config.latent))
-        draws = [self._drawn(self.look.draws(batch, size)) for _ in range(2)]
-        device = next(self.net.parameters()).device
+        (part,), device = parallel.parts(batch), next(self.net.parameters()).device
+        draws = [drawn_for(self.look.draws(batch, size), part, device) for _ in range(2)]
         real, labels, z = (t.to(device) for t in (real, labels, z))
         fake = generate(self.net, z, labels, self.start)
         maps = self.judge.see(self.look.maps(fake, draws[0]))
@@ -104,11 +103,6 @@ class Step:
             done += 1
         self.tally.updates += done
         return {"d": loss}
-
-    def _drawn(self, draws: AllDraws) -> AllDraws:
-        """This process's part of them, where the images are."""
-        device = next(self.net.parameters()).device
-        return None if draws is None else [Draws(*(v.to(device) for v in mine(*d))) for d in draws]
 
 
 def generate(net: StyleNet, z: Tensor, labels: Tensor, start: int) -> Tensor:

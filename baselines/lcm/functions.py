@@ -34,11 +34,11 @@ class Process(NamedTuple):
         return self.alpha[t].to(x.dtype).view(-1, 1, 1, 1), self.sigma[t].to(x.dtype).view(-1, 1, 1, 1)
 
 
-def process(beta_min: float, beta_max: float) -> Process:
+def process(beta_min: float, beta_max: float, device: torch.device | None = None) -> Process:
     """Latent diffusion's schedule (2112.10752): the roots of beta_t are evenly spaced; alpha_t^2 is the product of 1 - beta."""
     roots = torch.linspace(math.sqrt(beta_min), math.sqrt(beta_max), TIMES, dtype=torch.float64)
     abar = (1 - roots**2).cumprod(0)
-    return Process(abar.sqrt(), (1 - abar).sqrt())
+    return Process(abar.sqrt().to(device), (1 - abar).sqrt().to(device))
 
 
 def grid(points: int) -> Tensor:

@@ -24,7 +24,7 @@ def load(config: LatentConsistencySampler, ctx: Any) -> NetworkSampler:
     net = GuidedUNet(model.teacher.unet, model.objective.width)
     load_file_whole(net, ctx.input(model) / WEIGHTS)
     net = net.eval().requires_grad_(False)
-    of = lcm.Process(*(t.to(compute_device()) for t in lcm.process(model.objective.beta_min, model.objective.beta_max)))
+    of = lcm.process(model.objective.beta_min, model.objective.beta_max, compute_device())
     side, times = model.teacher.net.resolution, lcm.times_of(config.steps, model.objective.points)
 
     def images(batch: Draw) -> Tensor:

@@ -46,7 +46,7 @@ def run(recipe: LatentConsistency, ctx: Any) -> None:
     target = copy.deepcopy(net).requires_grad_(False) if choice.decay else net
     adam = optimizer(list(net.parameters()), recipe.train)
     ema = EMA(net, recipe.train.ema)
-    of = lcm.Process(*(t.to(device) for t in lcm.process(choice.beta_min, choice.beta_max)))
+    of = lcm.process(choice.beta_min, choice.beta_max, device)
     none = recipe.teacher.net.classes
     size, side, batch = recipe.teacher.autoencoder.resolution, recipe.teacher.net.resolution, recipe.train.batch
 

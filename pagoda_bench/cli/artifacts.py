@@ -160,12 +160,15 @@ def times(names: tuple[str, ...], root: Path | None, store_path: Path | None, as
     """List what stages took, by default all: the estimates of a plan are scaled from it."""
     from dataclasses import asdict
 
-    from pagoda_bench.plan.estimate import TIMES, measures, save_measures
+    from pagoda_bench.plan.estimate import TIMES, measures, save_measures, saved_measures
     from pagoda_bench.plan.progress import duration
 
     store = open_store(store_path)
     found = list(measures([_pick(store, name) for name in names] if names else store.artifacts()))
     if root is not None:
+        if names:  # beside what is there of others
+            own = {(m.kind, m.key) for m in found}
+            found += [m for m in saved_measures(root) if (m.kind, m.key) not in own]
         save_measures(found, root / TIMES)
         click.echo(str(root / TIMES))
     elif as_json:

@@ -24,6 +24,11 @@ from pagoda_bench.recipes.stages import LossConfig, ProjectedConfig
 AllDraws = Sequence[Draws] | None
 
 
+def drawn_for(draws: AllDraws, part: slice, device: torch.device) -> AllDraws:
+    """The draws of a part of the batch, on the device of its images."""
+    return None if draws is None else [Draws(*(v[part].to(device) for v in d)) for d in draws]
+
+
 class Look(Protocol):
     """`maps` are finest first, of one backbone after the other."""
 

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from pagoda_bench.data import Dataset
 from pagoda_bench.diffusion.edm import SIGMA_MAX
-from pagoda_bench.nets.augment import Draws
 from pagoda_bench.nets.discriminator import Judge
 from pagoda_bench.nets.features import to_network
 from pagoda_bench.nets.unet import UNet
-from pagoda_bench.pagoda.looks import AllDraws, Look, distance_of
+from pagoda_bench.pagoda.looks import AllDraws, Look, distance_of, drawn_for
 from pagoda_bench.pagoda.losses import Term, accumulate, discriminator_loss, generator_loss, last_layer
 from pagoda_bench.pagoda.sources import Source
 from pagoda_bench.recipes.stages import Distill, Grow
@@ -213,4 +212,4 @@ class Step:
         return torch.autocast(self.device.type, enabled=False) if self.scale.active else nullcontext()
 
     def _slice(self, draws: AllDraws, part: slice) -> AllDraws:
-        return None if draws is None else [Draws(*(v[part].to(self.device) for v in d)) for d in draws]
+        return drawn_for(draws, part, self.device)

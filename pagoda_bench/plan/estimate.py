@@ -67,6 +67,12 @@ def save_measures(found: list[Measure], path: Path) -> None:
     save_atomic(path, partial(_put, text))
 
 
+def saved_measures(root: Path) -> list[Measure]:
+    """What `save_measures` left in a store that was given away."""
+    noted = read_json(root / TIMES)
+    return [Measure(**m) for m in noted if m.keys() == FIELDS] if isinstance(noted, list) else []
+
+
 def _put(text: str, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
@@ -81,8 +87,7 @@ class Estimator:
     def _measured(self) -> list[Measure]:
         found = list(measures(self._store.artifacts()))
         for root in self._store.released:
-            noted = read_json(root / TIMES)
-            found += [Measure(**m) for m in noted if m.keys() == FIELDS] if isinstance(noted, list) else []
+            found += saved_measures(root)
         return found
 
     def estimate(self, recipe: Recipe) -> Estimate | None:
