@@ -168,10 +168,30 @@ def test_times_travel_with_a_released_store(capsys: pytest.CaptureFixture[str], 
     assert run(capsys, "artifacts", "times", "--to", str(tmp_path))[0] == 0
     noted = json.loads((tmp_path / "times.json").read_text())
     assert json.loads(run(capsys, "artifacts", "times", "--json")[1]) == noted
-    # Named ones join those of other stages that are there.
-    (tmp_path / "times.json").write_text(json.dumps([{**noted[0], "key": "of another"}]))
-    assert run(capsys, "artifacts", "times", f"toy/{Toy().key}", "--to", str(tmp_path))[0] == 0
-    assert {m["key"] for m in json.loads((tmp_path / "times.json").read_text())} == {"of another", Toy().key}
+    # They join those of other stages that are there, named or not, and replace those of their own.
+    for names in ([f"toy/{Toy().key}"], []):
+        others = [{**noted[0], "key": "of another"}, {**noted[0], "seconds": 1e6}]
+        (tmp_path / "times.json").write_text(json.dumps(others))
+        assert run(capsys, "artifacts", "times", *names, "--to", str(tmp_path))[0] == 0
+        found = {m["key"]: m["seconds"] for m in json.loads((tmp_path / "times.json").read_text())}
+        assert found == {"of another": noted[0]["seconds"], Toy().key: noted[0]["seconds"]}
+
+
+def test_times_go_to_a_new_folder_or_are_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str], store: Store, tmp_path: Path
+) -> None:
+    make(Toy(), store)
+    assert run(capsys, "artifacts", "times", "--to", str(tmp_path / "new" / "deep"))[0] == 0
+    assert (tmp_path / "new" / "deep" / "times.json").is_file()
+    (tmp_path / "file").touch()
+    for options, says in (
+        (["--to", str(tmp_path), "--json"], "--json prints, --to writes"),
+        (["--to", str(tmp_path / "file" / "below")], "cannot write times.json there (Not a directory)"),
+        (["--to", "/proc"], "cannot write times.json there"),
+    ):
+        code, out, err = run(capsys, "artifacts", "times", *options)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert says in err
 
 
 def test_gc_only_says_what_would_go_unless_told(capsys: pytest.CaptureFixture[str], store: Store) -> None:

@@ -157,19 +157,27 @@ Examples:
 @store_option
 @json_option
 def times(names: tuple[str, ...], root: Path | None, store_path: Path | None, as_json: bool) -> None:
-    """List what stages took, by default all: the estimates of a plan are scaled from it."""
+    """List what stages took, by default all: the estimates of a plan are scaled from it.
+
+    With --to they join, or replace, the entries of that store's times.json.
+    """
     from dataclasses import asdict
 
     from pagoda_bench.plan.estimate import TIMES, measures, save_measures, saved_measures
     from pagoda_bench.plan.progress import duration
 
+    if root is not None and as_json:
+        raise UserError("--json prints, --to writes: give one of the two")
     store = open_store(store_path)
     found = list(measures([_pick(store, name) for name in names] if names else store.artifacts()))
     if root is not None:
-        if names:  # beside what is there of others
-            own = {(m.kind, m.key) for m in found}
-            found += [m for m in saved_measures(root) if (m.kind, m.key) not in own]
-        save_measures(found, root / TIMES)
+        own = {(m.kind, m.key) for m in found}
+        found += [m for m in saved_measures(root) if (m.kind, m.key) not in own]
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            save_measures(found, root / TIMES)
+        except OSError as error:
+            raise UserError(f"--to {root}: cannot write {TIMES} there ({error.strerror}); choose another folder") from None
         click.echo(str(root / TIMES))
     elif as_json:
         echo_json([asdict(m) for m in found])
