@@ -165,6 +165,32 @@ def test_committed_values_are_compared_with_and_not_written_over(
     assert ", same" not in (tmp_path / "results/smoke/table1.md").read_text(encoding="utf-8")
 
 
+def test_what_is_published_is_the_whole_table_as_its_file_has_it(
+    command: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = resources.folder
+    monkeypatch.setattr(resources, "folder", lambda name: tmp_path / "results" if name == "results" else real(name))
+    assert command("--publish", "--rows", "real,pagoda-8") == 0  # the first to be committed: nothing is lost
+    committed = (tmp_path / "results/smoke/table1.csv").read_bytes()
+    capsys.readouterr()
+    for arguments, says in (
+        (["--rows", "real"], "would drop rows of the committed table (pagoda-8): name them in --rows too"),
+        (["--rows", "real", "--dry-run"], "would drop rows of the committed table (pagoda-8)"),
+        (["--set", "score.neighbours=4"], "--publish is for the scale as its file has it"),
+        (["--executor", "slurm"], "--publish: with --executor slurm nothing is written yet"),
+    ):
+        assert command("--publish", *arguments) == 2
+        err = capsys.readouterr().err
+        assert says in err
+        assert err.count("\n") == 1
+    assert (tmp_path / "results/smoke/table1.csv").read_bytes() == committed
+    assert command("--publish", "--rows", "real", "--out", "apart") == 0  # replaces nothing that is committed
+    assert command("--publish", "--rows", "real,pagoda") == 0  # all that was there, and more
+    assert {c.id for c in from_csv((tmp_path / "results/smoke/table1.csv").read_text(encoding="utf-8"), "x")} == {
+        "pagoda-8", "pagoda-16", "real-8", "real-16",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -175,6 +201,7 @@ def test_committed_values_are_compared_with_and_not_written_over(
         (["table1", "--data", "."], "makes its own images"),
         (["table1", "--data", "nowhere"], "no such file"),
         (["table1", "--set", "teacher.train.stepz=1"], "did you mean 'steps'"),
+        (["table1", "--executor", "slurm", "--out", "x"], "'pagoda-bench collect SWEEP --out DIR' writes the result"),
     ],
 )
 def test_what_a_user_may_get_wrong(

@@ -142,6 +142,13 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert err.count("\n") == 1
 
 
+def test_values_of_a_cluster_are_placed_by_who_collects_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("sweep: s\nscale: smoke\nrows: [real-8]\n")
+    assert cli.main(["sweep", str(path), "--executor", "slurm", "--out", "x", "--store", str(tmp_path / "store")]) == 2
+    assert "'pagoda-bench collect SWEEP --out DIR' writes the result" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -37,8 +37,9 @@ class Launch:
 
         return load_profile(self.cluster).with_stages(self.stages, "sweep")
 
-    def check(self) -> None:
-        """Refuses what contradicts itself, before anything is planned."""
+    def check(self, out: Path | None = None, *, publish: bool = False) -> None:
+        """Refuses what contradicts itself, before anything is planned. `out` and `publish` are for who writes the result,
+        which with SLURM is another command."""
         from pagoda_bench.plan.local import check_jobs
 
         if self.executor not in EXECUTORS:
@@ -47,6 +48,13 @@ class Launch:
             raise UserError(f"--jobs is for --executor local, not {self.executor}")
         if self.cluster is not None and self.executor != "slurm":
             raise UserError(f"--cluster is for --executor slurm, not {self.executor}")
+        if self.executor == "slurm" and out is not None:
+            raise UserError("--out: with --executor slurm 'pagoda-bench collect SWEEP --out DIR' writes the result, later")
+        if self.executor == "slurm" and publish:
+            raise UserError(
+                "--publish: with --executor slurm nothing is written yet; when the jobs are through, the same command without "
+                "--executor finds what they made and publishes it"
+            )
         check_jobs(self.jobs)
 
 

@@ -42,7 +42,11 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Only show the plan.")
 @data_option
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a value of the scale, by its dotted path.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where the tables go [default: results].")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the tables go [default: results, or out where results holds the committed ones].",
+)
 @click.option("--publish", is_flag=True, help="Let them replace the committed results of this checkout.")
 @store_option
 @launch_options
@@ -73,12 +77,19 @@ def reproduce(
     from pagoda_bench.plan.tree import summary
     from pagoda_bench.recipes.data import PreparedData
 
+    if publish and sets:
+        raise UserError(
+            "--publish is for the scale as its file has it: change the value there, or leave --publish away and give --out DIR"
+        )
     names = [name.strip() for name in rows.split(",") if name.strip()]
     asked = {"table": table, "scale": scale_name, "rows": names, "full": full, "sets": list(sets)}
     how = Launch(executor, jobs, cluster, about=asked)
-    how.check()
+    how.check(out, publish=publish)
     places = data_places(data_paths)
-    built = table_of(read_table(table), scale_name, full, sets, places, planned=dry_run).only(names)
+    whole = table_of(read_table(table), scale_name, full, sets, places, planned=dry_run)
+    built = whole.only(names)
+    if publish and names:
+        check_published(whole, built, out)
     plan = Plan(built.scores, open_store(store_path), retrain=retrain)
     if dry_run:
         show_plan(plan, how)
@@ -145,10 +156,29 @@ def choose_out(chosen: Path | None, committed: Path, publish: bool) -> Path:
     out = chosen or Path("results")
     if out.resolve() == committed.resolve() and not publish:
         if chosen is not None:
-            raise UserError(f"--out {chosen} holds the committed results: add --publish to replace them, or choose another")
+            raise UserError(
+                f"--out {chosen} holds the committed results, which only 'reproduce --publish' replaces: choose another folder"
+            )
         out = Path("out")
         click.echo("writing to out/: results/ holds the committed tables, which only --publish replaces", err=True)
     return out
+
+
+def check_published(whole: Table, part: Table, out: Path | None) -> None:
+    """`UserError` where `part` of a table would take the place of a committed one that has more of its rows."""
+    from pagoda_bench import resources
+    from pagoda_bench.tables.report import committed
+
+    folder = resources.folder("results")
+    if (out or Path("results")).resolve() != folder.resolve():
+        return
+    known, kept = {cell.id for cell in committed(whole, folder)}, {row.id for row in part.rows}
+    if lost := [row.id for row in whole.rows if row.id in known and row.id not in kept]:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise UserError(
+            f"--publish would drop rows of the committed table ({', '.join(lost[:3])}{more}): name them in --rows too, "
+            "or leave --publish away"
+        )
 
 
 def show(table: Table, outcome: Outcome, out: Path, *, publish: bool = False) -> int:

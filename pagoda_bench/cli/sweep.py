@@ -57,7 +57,7 @@ def sweep(
     spec = read_sweep(file)
     asked = {"sweep": spec.to_dict(), "sets": list(sets)}
     how = Launch(executor, jobs, cluster, max_jobs, about=asked, stages=spec.stages)
-    how.check()
+    how.check(out)
     places = data_places(data_paths)
     tables = tables_of(spec, sets, places)
     plan = Plan([score for _, table in tables for score in table.scores], open_store(store_path))
