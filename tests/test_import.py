@@ -18,14 +18,17 @@ from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.artifacts.store import Store
 from pagoda_bench.cli import import_weights
 from pagoda_bench.cli import main as cli
+from pagoda_bench.cli.names import generator_named
 from pagoda_bench.diffusion import edm
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda import importing, released
 from pagoda_bench.recipes.base import Recipe
-from pagoda_bench.recipes.imported import Format, Imported, ImportedHeun, ImportedOneStep, generator_of
+from pagoda_bench.recipes.data import EmbeddedData
+from pagoda_bench.recipes.imported import Format, Imported, ImportedHeun, ImportedOneStep, Samples, generator_of
 from pagoda_bench.recipes.registry import read_recipe
-from pagoda_bench.recipes.stages import UNetConfig
+from pagoda_bench.recipes.samplers import Sampled, SamplerConfig
+from pagoda_bench.recipes.stages import EDM, Heun, TrainConfig, UNetConfig
 from pagoda_bench.tables.released import released as method
 from tests.official import FULL, NETS, TINY, arrays, fill, filled_net, largest, rows
 
@@ -236,6 +239,26 @@ def test_generators_of_imported_weights() -> None:
     assert generator_of(made["adm-64"], points=7) == ImportedHeun(of=made["adm-64"], points=7)
     with pytest.raises(UserError, match="takes one step: leave --points away"):
         generator_of(made["pagoda-64"], points=7)
+
+
+def test_points_reach_every_sampler_that_has_them(tmp_path: Path) -> None:
+    teacher = EDM(data=EmbeddedData(master=8), net=TINY, train=TrainConfig(steps=1))
+    heun = Heun(of=teacher, points=5)
+    ddim = Sampled(of=teacher, sampler=SamplerConfig(solver="ddim", eta=0.5))
+    released = ImportedHeun(of=Imported(format="adm-64", digest="0" * 64, net=TINY))
+    store = Store(tmp_path / "store")
+    for number, generator in enumerate((heun, ddim, released)):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(generator.to_dict()))
+        assert generator_named(str(path), None, store) == generator
+        found = generator_named(str(path), 9, store)
+        assert found == generator_of(Samples(generator=generator, n=2), points=9)
+        changed = {"points": 9} if generator is not ddim else {"sampler": {**ddim.sampler.to_dict(), "points": 9}}
+        assert found.to_dict() == {**generator.to_dict(), **changed}
+    assert generator_named("table1/smoke:teacher-8", 9, store).points == 9  # type: ignore[attr-defined]
+    for name in ("table1/smoke:pagoda-16", "table1/smoke:bicubic-16"):  # one step; another's images enlarged
+        with pytest.raises(UserError, match="has no number of noise levels: leave --points away"):
+            generator_named(name, 9, store)
 
 
 # ADM

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 
 def generator_named(name: str, points: int | None, store: Store, places: Mapping[str, Path] | None = None) -> Generator:
-    """The generator that NAME means; `UserError` when it means none, or several."""
-    from pagoda_bench.recipes.imported import generator_of
+    """The generator that NAME means, with so many noise levels where `points` says so; `UserError` when it means none, or
+    several, or has no noise levels."""
+    from pagoda_bench.recipes.imported import generator_of, with_points
     from pagoda_bench.recipes.stages import Generator
 
     found = meant(name, store, places)
-    return found if isinstance(found, Generator) else generator_of(found, points)
+    if not isinstance(found, Generator):
+        return generator_of(found, points)
+    return found if points is None else with_points(found, points)
 
 
 def meant(name: str, store: Store, places: Mapping[str, Path] | None = None) -> Generator | Recipe:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config, Recipe
+from pagoda_bench.recipes.samplers import SamplerConfig
 from pagoda_bench.recipes.stages import (
     EDM,
     Distill,
@@ -157,7 +158,7 @@ def generator_of(recipe: Recipe, points: int | None = None) -> Generator:
     EDM's sampler (default: that of the generator's config). `UserError` when nothing does."""
     many: dict[str, int] = {} if points is None else {"points": points}
     if isinstance(recipe, (Score, Samples)):
-        return recipe.generator
+        return recipe.generator if points is None else with_points(recipe.generator, points)
     if isinstance(recipe, EDM):
         return Heun(of=recipe, **many)
     if isinstance(recipe, Imported) and not recipe.format.startswith("pagoda-"):
@@ -169,3 +170,13 @@ def generator_of(recipe: Recipe, points: int | None = None) -> Generator:
     if isinstance(recipe, (Distill, Grow)):
         return OneStep(of=recipe)
     raise UserError(f"{recipe.title} ({recipe.kind}/{recipe.key}) is no generator: nothing can be sampled from it")
+
+
+def with_points(generator: Generator, points: int) -> Generator:
+    """The same generator with so many noise levels; `UserError` where it has no such number."""
+    values = dict(generator)
+    if isinstance(values.get("points"), int):
+        return type(generator).model_validate({**values, "points": points})
+    if isinstance(sampler := values.get("sampler"), SamplerConfig):
+        return type(generator).model_validate({**values, "sampler": SamplerConfig(**{**dict(sampler), "points": points})})
+    raise UserError(f"a generator of kind '{generator.kind}' has no number of noise levels: leave --points away")
