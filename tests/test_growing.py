@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 from dataclasses import replace
@@ -21,8 +22,8 @@ from pagoda_bench.metrics.protocol import Protocol
 from pagoda_bench.metrics.stages import alignment
 from pagoda_bench.recipes.base import walk
 from pagoda_bench.recipes.features import Pretrained
-from pagoda_bench.tables import panels, plots, render, spec
-from pagoda_bench.tables.assemble import assemble
+from pagoda_bench.tables import panels, plots, render, spec, verdict
+from pagoda_bench.tables.assemble import assemble, trained_from, weights
 from pagoda_bench.tables.cells import ALIGNMENT, DISTANCE, Cell, from_csv, to_csv
 from pagoda_bench.tables.lines import PlotSpec
 
@@ -84,6 +85,37 @@ def test_errors_are_over_trainings_not_over_ranges_of_samples(tmp_path: Path) ->
     assert "22.0 ± 6.7" in text
     assert "| Alignment ↑ |" in text
     assert from_csv(to_csv(cells), "t") == cells
+
+
+def test_weights_and_work_are_those_of_all_trainings(tmp_path: Path) -> None:
+    table = growing("seeds=[0,1,2]", full=True, rows=("frozen",))  # two ranges of indices each
+    (row,) = table.rows
+
+    def assembled(weights: list[str], work: list[float]) -> Cell:
+        """With those weights and that work of each training."""
+        found = artifacts_of(table, tmp_path / "-".join([*weights, *map(str, work)]), lambda row, number: 10.0 + number)
+        for number, score in enumerate(row.scores):
+            recipes = trained_from(score)
+            inputs = {f"{r.kind}/{r.key}": "judge" for r in (score.reference, score.reference.features)}
+            inputs[f"{recipes[-1].kind}/{recipes[-1].key}"] = weights[number // 2]
+            flops = {f"{r.kind}/{r.key}": work[number // 2] / len(recipes) for r in recipes}
+            path = found[score.key].path / "provenance.json"
+            path.write_text(json.dumps({UPSTREAM_FLOPS: flops, "inputs": inputs, "images_per_second": 1.0}))
+        return next(c for c in assemble(table, {k: Artifact(a.path) for k, a in found.items()}, {}) if c.metric == DISTANCE)
+
+    one, other = assembled(["a", "b", "c"], [6.0, 6.0, 12.0]), assembled(["a", "b", "d"], [6.0, 6.0, 6.0])
+    assert one.training_flops == pytest.approx(8.0)
+    assert other.training_flops == pytest.approx(6.0)
+    assert (one.parameters, one.scores) == (9, other.scores)
+    assert one.weights != other.weights, "only the first training has the same weights"
+    assert one.weights == assembled(["a", "b", "c"], [6.0, 6.0, 6.0]).weights
+    (found,) = verdict.judge([one], [other])
+    assert found.why == "t-test over 3 and 3 blocks, or 2 %"
+    alone = row.scores[0]  # the digest of one training is as it was: of names and digests, the judge left out
+    made = trained_from(alone)[-1]
+    artifact = Artifact(tmp_path / "a-b-c-6.0-6.0-12.0" / "score" / alone.key)
+    expected = hashlib.sha256(f"{made.kind}/{made.key} a\n".encode()).hexdigest()[:20]
+    assert weights([alone], [artifact]) == expected
 
 
 def test_a_table_shows_the_columns_that_it_names_and_old_tables_are_still_read(tmp_path: Path) -> None:

@@ -76,7 +76,9 @@ def _upstream(recipe: Recipe) -> Iterator[Recipe]:
 
 def _measured(head: Cell, row: Row, blocks: Sequence[Artifact], columns: Sequence[str]) -> list[Cell]:
     found = [read_score(artifact) for artifact in blocks]
-    first = found[0]["scores"]
+    each = len(found) // row.trainings  # ranges of sample indices of one training
+    trainings = range(0, len(found), each)  # the first of each
+    parameters = _mean([score["scores"].get("parameters") for score in found])
     protocol = Protocol.load(found[0]["protocol"], f"{blocks[0].path / SCORE}, protocol")
     common = replace(
         head,
@@ -85,17 +87,16 @@ def _measured(head: Cell, row: Row, blocks: Sequence[Artifact], columns: Sequenc
         n=row.scores[0].n,
         nfe=_mean([score["scores"].get("nfe") for score in found]),
         images_per_second=_mean([artifact.provenance.get("images_per_second") for artifact in blocks]),
-        parameters=first.get("parameters"),
-        training_flops=training_flops(row.scores[0], blocks[0]),
-        weights=weights(row.scores[0], blocks[0]),
+        parameters=None if parameters is None else round(parameters),
+        training_flops=_mean([training_flops(row.scores[i], blocks[i]) for i in trainings]),
+        weights=weights(row.scores, blocks),
         git_revision=_revision(blocks[0]),
     )
     cells = []
-    each = len(found) // row.trainings  # ranges of sample indices of one training
     for name in (m for m in DIRECTIONS if m in columns and all(m in score["scores"] for score in found)):
         values = [float(score["scores"][name]) for score in found]
         if row.trainings > 1:
-            values = [statistics.fmean(values[at : at + each]) for at in range(0, len(values), each)]
+            values = [statistics.fmean(values[i : i + each]) for i in trainings]
         std = statistics.stdev(values) if len(values) > 1 else None
         cells.append(
             replace(
@@ -162,11 +163,14 @@ def training_flops(score: Score, artifact: Artifact) -> float | None:
     return None if None in work else float(sum(work))
 
 
-def weights(score: Score, artifact: Artifact) -> str:
-    """A digest of the weights behind the samples: those of the score's inputs, less the reference and its features."""
-    judge = {f"{r.kind}/{r.key}" for r in (score.reference, score.reference.features)}
-    digests = {name: value for name, value in artifact.provenance.get("inputs", {}).items() if name not in judge}
-    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+def weights(scores: Sequence[Score], artifacts: Sequence[Artifact]) -> str:
+    """A digest of the weights behind the samples, all trainings together: those of the scores' inputs, less the reference and
+    its features."""
+    digests: set[tuple[str, str]] = set()
+    for score, artifact in zip(scores, artifacts, strict=True):
+        judge = {f"{r.kind}/{r.key}" for r in (score.reference, score.reference.features)}
+        digests |= {(name, value) for name, value in artifact.provenance.get("inputs", {}).items() if name not in judge}
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests))
     return hashlib.sha256(lines.encode()).hexdigest()[:20] if lines else ""
 
 

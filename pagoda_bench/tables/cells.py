@@ -55,9 +55,9 @@ class Cell:
     nfe: float | None = None  # network evaluations an image, counted while sampling
     images_per_second: float | None = None
     parameters: int | None = None
-    training_flops: float | None = None  # of the generator and all it was trained from, less the feature network
+    training_flops: float | None = None  # of one generator and all it was trained from, less the feature network
     status: str = MEASURED
-    weights: str = ""  # digest of the weights that made the samples; blank for real images
+    weights: str = ""  # digest of the weights that made the samples, of all trainings; blank for real images
     protocol: Mapping[str, Any] = field(default_factory=dict)
     scores: str = ""  # keys of the score artifacts, separated by blanks
     git_revision: str = ""
