@@ -108,8 +108,13 @@ def test_a_copy_has_its_own_key() -> None:
 
 
 def test_not_a_number_is_refused() -> None:
-    with pytest.raises(UserError, match="cannot hold nan"):
-        canonical(Probe(number=float("nan")))
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match=r"^recipe: number: Input should be a finite number$"):
+            Probe.load({"number": value})
+        with pytest.raises(UserError, match="recipe: words.a: Input should be a finite number"):
+            Probe.load({"words": {"a": value}})
+        with pytest.raises(UserError, match=f"cannot hold {value}"):  # in a value that no type describes
+            canonical(Probe().model_copy(update={"number": value}))
 
 
 def test_walk_yields_inputs_first_and_each_once() -> None:

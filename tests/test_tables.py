@@ -129,6 +129,22 @@ def test_set_reads_yaml_values_and_reaches_optional_keys() -> None:
         ("embedded", ["score.n=1"], "greater than 1"),
         ("embedded", ["score.blocks=0"], "greater than or equal to 1"),
         ("embedded", ["data.kind=embeded"], "did you mean 'embedded'"),
+        ("embedded", ["teacher.train.steps=-5"], "teacher: train.steps: Input should be greater than or equal to 0"),
+        ("embedded", ["teacher.train.batch=0"], "teacher: train.batch: Input should be greater than or equal to 1"),
+        ("embedded", ["teacher.train.lr=.nan"], "teacher: train.lr: Input should be a finite number"),
+        ("embedded", ["grow.0.train.lr=0"], "grow.0: train.lr: Input should be greater than 0"),
+        ("embedded", ["distill.train.betas=[0.9, 1]"], "distill: train.betas.1: Input should be less than 1"),
+        ("embedded", ["distill.loss.adversarial=-1"], "distill: loss.adversarial: Input should be greater than or equal to 0"),
+        ("embedded", ["pairs.points=1"], "pairs: points: Input should be greater than or equal to 2"),
+        ("embedded", ["features.train.keep=0"], "features: train.keep: Input should be greater than or equal to 1"),
+        ("embedded", ["points=0"], "points: Input should be greater than or equal to 2"),
+        ("embedded", ["points=1"], "points: Input should be greater than or equal to 2"),
+        ("embedded", ["points_top=1"], "points_top: Input should be greater than or equal to 2"),
+        ("embedded", ["data.master=-3"], "data.master: Input should be greater than or equal to 8"),
+        ("embedded", ["seed=-1"], "seed: Input should be greater than or equal to 0"),
+        ("embedded", ["data=5"], "scale 'embedded', data: write a group of values with a kind"),
+        ("embedded", ["data="], "scale 'embedded', data: write a group of values with a kind"),
+        ("embedded", ["teacher.net.channels=0"], "teacher: net.channels: Input should be greater than or equal to 1"),
     ],
 )
 def test_bad_values_are_refused_in_one_line(scale: str, sets: list[str], says: str) -> None:
@@ -158,6 +174,13 @@ def test_a_bad_experiment_file_is_refused_by_name(tmp_path: Path, text: str, say
         spec.read(path)
     assert says in str(error.value)
     assert "mine.yaml" in str(error.value)
+
+
+def test_a_scale_whose_data_are_no_group_is_refused_by_name() -> None:
+    broken = SPEC.model_copy(update={"scales": {**SPEC.scales, "a": {"extends": "smoke", "data": ["embedded"]}}})
+    for use in (spec.needs_data, spec.load_scale):
+        with pytest.raises(UserError, match="scale 'a', data: write a group of values with a kind"):
+            use(broken, "a")
 
 
 def test_scales_that_extend_each_other_are_refused() -> None:

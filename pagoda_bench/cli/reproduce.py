@@ -145,7 +145,9 @@ def table_of(
             from pagoda_bench.data.imagenet import describe as describe_prepared
 
             return describe_prepared(path)
-        return describe_images(path, int(section["master"]), str(section.get("name", "images")))
+        if not isinstance(master := section.get("master"), int) or master < 1:
+            raise UserError(f"scale '{name}', data.master: write the side of the images in pixels, e.g. 32, not {master}")
+        return describe_images(path, master, str(section.get("name", "images")))
 
     scale = load_scale(spec, name, sets, describe if places else None, planned=planned)
     return build(spec, scale, full=full, changed=bool(sets))

@@ -167,7 +167,7 @@ Examples:
 """
 )
 @sweep_argument
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where it goes [default: as 'reproduce' or 'sweep'].")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where it goes [default: as without SLURM].")
 @store_option
 def collect(name: str | None, out: Path | None, store_path: Path | None) -> int:
     """Write the table, or the values, that SWEEP was submitted for. What is missing is named; the exit code is 1 then."""

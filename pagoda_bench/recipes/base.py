@@ -29,15 +29,16 @@ UNKNOWN_KIND = "unknown_kind"
 KINDS: dict[str, type[Config]] = {}
 
 
-def result_neutral(default: Any) -> Any:
-    """A field that cannot change the result (worker count, chunk size): kept in JSON, left out of the identity."""
-    return Field(default, json_schema_extra={NEUTRAL: True})
+def result_neutral(default: Any, **bounds: Any) -> Any:
+    """A field that cannot change the result (worker count, chunk size): kept in JSON, left out of the identity. `bounds` as
+    `Field` takes them."""
+    return Field(default, json_schema_extra={NEUTRAL: True}, **bounds)
 
 
 class Config(BaseModel):
-    """A frozen group of typed values. An unknown key is an error that names the nearest right one."""
+    """A frozen group of typed values, all numbers finite. An unknown key is an error that names the nearest right one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=(), allow_inf_nan=False)
 
     kind: ClassVar[str] = ""
     version: ClassVar[int] = 1

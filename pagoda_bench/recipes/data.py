@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from pagoda_bench.recipes.base import Config
 
 Split = Literal["train", "val"]
@@ -19,7 +21,7 @@ class DataConfig(Config):
 class EmbeddedData(DataConfig, kind="embedded"):
     """The procedural data set: ten classes, unlimited, rendered at `master` px and box-downsampled to lower resolutions."""
 
-    master: int = 64
+    master: int = Field(64, ge=8, le=512)  # a power of two
 
 
 class ImageData(DataConfig, kind="images"):
@@ -30,7 +32,7 @@ class ImageData(DataConfig, kind="images"):
     """
 
     digest: str
-    master: int
+    master: int = Field(ge=1)
     classes: tuple[str, ...]
     name: str = "images"
 
@@ -46,7 +48,7 @@ class PreparedData(DataConfig, kind="prepared"):
     """
 
     digest: str
-    classes: int = 1000
+    classes: int = Field(1000, ge=1)
     name: str = "imagenet"
 
     def describe(self) -> str:

@@ -91,7 +91,7 @@ class ImportedHeun(Generator, kind="imported-heun"):
 
     loader: ClassVar[str] = "pagoda_bench.pagoda.released:heun"
     of: Imported
-    points: int = 40
+    points: int = Field(40, ge=2)
 
     @property
     def resolution(self) -> int:
@@ -126,7 +126,7 @@ class SampleProtocol(Config):
 
     labels: LabelPolicy = "balanced"  # index mod classes, or drawn for each index on its own
     rounding: Rounding = "nearest"
-    seed: int = 0  # of noise and of random labels; 0 gives the noise of every score
+    seed: int = Field(0, ge=0)  # of noise and of random labels; 0 gives the noise of every score
     precision: Literal["float32", "bfloat16"] = "float32"
     reject: Rejection | None = None
 
@@ -144,8 +144,8 @@ class Samples(Recipe, kind="samples"):
     runner: ClassVar[str] = "pagoda_bench.pagoda.sampling:run"
 
     generator: Generator
-    n: int
-    first: int = 0
+    n: int = Field(ge=1)
+    first: int = Field(0, ge=0)
     protocol: SampleProtocol = SampleProtocol()
 
     @property

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pagoda_bench.recipes.base import Config, Recipe, result_neutral
 from pagoda_bench.recipes.data import DataConfig, Split
 from pagoda_bench.recipes.features import Features
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Multiplier = Annotated[float, Field(gt=0)]
 
 
 class UNetConfig(Config):
@@ -18,18 +21,18 @@ class UNetConfig(Config):
     when it is longer than `encoder`, the surplus at its front are grown levels, each doubling the output resolution.
     """
 
-    resolution: int
-    channels: int = 64
-    encoder: tuple[float, ...] = (1, 2)
-    decoder: tuple[float, ...] | None = None
-    blocks: int = 1
-    grown_blocks: int = 2
+    resolution: int = Field(ge=1)
+    channels: int = Field(64, ge=1)
+    encoder: tuple[Multiplier, ...] = Field((1, 2), min_length=1)
+    decoder: tuple[Multiplier, ...] | None = None
+    blocks: int = Field(1, ge=1)
+    grown_blocks: int = Field(2, ge=1)
     attention: tuple[int, ...] = (4,)
-    head_channels: int = 16
-    classes: int = 10
+    head_channels: int = Field(16, ge=1)
+    classes: int = Field(10, ge=1)
     scale_shift_grown: bool = False
-    group_channels: int = 1  # least channels in a group of the norms; 1 = 32 groups at any width, as published
-    patch: int = 1  # space-to-depth before the first convolution and depth-to-space after the last (1 = off, as published)
+    group_channels: int = Field(1, ge=1)  # least channels in a group of the norms; 1 = 32 groups at any width, as published
+    patch: int = Field(1, ge=1)  # space-to-depth before the first convolution, depth-to-space after the last (1: off, as published)
 
     @property
     def output_resolution(self) -> int:
@@ -40,23 +43,23 @@ class UNetConfig(Config):
 class TrainConfig(Config):
     """One loop for all methods. `lr` is decayed by a cosine to zero over `steps`, after `warmup` linear steps."""
 
-    steps: int
-    batch: int = 64
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.99)
-    warmup: int = 50
-    ema: float = 0.999  # half-life is steps-dependent: the decay is min(ema, (1 + step) / (10 + step))
+    steps: int = Field(ge=0)
+    batch: int = Field(64, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
+    warmup: int = Field(50, ge=0)
+    ema: Decay = 0.999  # half-life is steps-dependent: the decay is min(ema, (1 + step) / (10 + step))
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of convolutions and matrix products (autocast); weights stay fp32
     optimizer: Literal["adam", "radam", "adamw"] = "adam"
     schedule: Literal["cosine", "constant"] = "cosine"
-    emas: tuple[float, ...] = ()  # further averages; each is published beside the one of `ema`
+    emas: tuple[Decay, ...] = ()  # further averages; each is published beside the one of `ema`
     accumulate: int = Field(1, ge=1)  # backward passes into which a batch is divided, on each process
     clip: float | None = Field(None, gt=0)  # largest norm of a gradient over all parameters
     skips: int = Field(0, ge=0)  # updates in a row that may be skipped because they are not finite
-    keep: int = result_neutral(2)  # checkpoints in the work folder
-    grids: int = result_neutral(0)  # pictures of samples, evenly over the training
-    evaluate: int = result_neutral(0)  # measurements of samples, evenly over the training; the best one's weights are kept too
-    evaluate_n: int = result_neutral(1000)  # images in each
+    keep: int = result_neutral(2, ge=1)  # checkpoints in the work folder
+    grids: int = result_neutral(0, ge=0)  # pictures of samples, evenly over the training
+    evaluate: int = result_neutral(0, ge=0)  # measurements of samples, evenly; the best one's weights are kept too
+    evaluate_n: int = result_neutral(1000, ge=1)  # images in each
     evaluate_metrics: tuple[str, ...] = result_neutral(("fd",))  # the first says what is best
     evaluate_protocol: str = result_neutral("embedded")
     alarm: Literal["off", "warn", "stop"] = result_neutral("warn")  # discriminator stands still, or samples are all alike
@@ -72,9 +75,9 @@ class FeatureNet(Features, kind="features"):
 
     data: DataConfig
     train: TrainConfig
-    width: int = 32
-    resolution: int = 64  # every image is resized to this before it enters the network, as Inception's 299
-    seed: int = 0
+    width: int = Field(32, ge=1)
+    resolution: int = Field(64, ge=1)  # every image is resized to this before it enters the network, as Inception's 299
+    seed: int = Field(0, ge=0)
 
 
 class EDM(Recipe, kind="edm"):
@@ -90,11 +93,11 @@ class EDM(Recipe, kind="edm"):
     data: DataConfig
     net: UNetConfig
     train: TrainConfig
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     p_mean: float = -1.2
-    p_std: float = 1.2
+    p_std: float = Field(1.2, gt=0)
     match: Recipe | None = None
-    share: float = 1.0  # of the work of `match`, where something is to be made of this model with the rest
+    share: float = Field(1.0, gt=0)  # of the work of `match`, where something is to be made of this model with the rest
 
     @property
     def title(self) -> str:
@@ -108,16 +111,16 @@ class Pairs(Recipe, kind="pairs"):
     sharder: ClassVar[str] = "pagoda_bench.pagoda.pairs:shard"
 
     teacher: EDM
-    count: int
+    count: int = Field(ge=1)
     solver: Literal["heun", "ddim"] = "heun"
-    points: int = 12
+    points: int = Field(12, ge=2)
     flip: bool = False  # also the mirrored image of every pair
     clamp: bool = True  # denoised values to [-1, 1], as the official pair writer does
     dtype: Literal["float16", "float32"] = "float16"
     precision: Literal["fp32", "bf16"] = "fp32"  # of the network's convolutions and products; the state is float32
     batch: int = Field(250, ge=1)  # inverted at once; networks round differently at another batch
-    seed: int = 0
-    shard: int = result_neutral(1000)  # rows in a file, a whole number of batches; what an interruption can cost
+    seed: int = Field(0, ge=0)
+    shard: int = result_neutral(1000, ge=1)  # rows in a file, a whole number of batches; what an interruption can cost
 
 
 class TeacherPairs(Pairs, kind="teacher-pairs"):
@@ -134,22 +137,22 @@ class ProjectedConfig(Config):
     backbones: tuple[Literal["vit", "cnn"], ...] = ("vit", "cnn")
     weights: Literal["pretrained", "random"] = "pretrained"  # of the backbones; random ones are drawn from `seed`
     batch_norm: Literal["official", "cleanbn"] = "official"
-    seed: int = 0  # of the projections
+    seed: int = Field(0, ge=0)  # of the projections
 
 
 class LossConfig(Config):
     """L = L_rec + lambda L_adv. `adaptive` balances the two by the ratio of gradient norms, clipped to [0.01, 10]."""
 
-    reconstruction: float = 1.0
-    pixel: float = 0.5  # weight of the L1 distance inside L_rec
-    adversarial: float = 1.0
+    reconstruction: float = Field(1.0, ge=0)
+    pixel: float = Field(0.5, ge=0)  # weight of the L1 distance inside L_rec
+    adversarial: float = Field(1.0, ge=0)
     adaptive: bool = True
-    lr_discriminator: float = 1e-3
-    betas_discriminator: tuple[float, float] = (0.0, 0.99)
-    discriminator_steps: int = 1  # updates of the discriminator on the maps of one step
-    discriminator_width: int = 32
+    lr_discriminator: float = Field(1e-3, gt=0)
+    betas_discriminator: tuple[Decay, Decay] = (0.0, 0.99)
+    discriminator_steps: int = Field(1, ge=1)  # updates of the discriminator on the maps of one step
+    discriminator_width: int = Field(32, ge=1)
     augment: bool = True
-    eps: float = 1e-10  # added to the length of a feature vector before it is normalised; 1e-10 as published
+    eps: float = Field(1e-10, ge=0)  # added to the length of a feature vector before it is normalised; 1e-10 as published
     fraction: float = Field(1.0, gt=0, le=1)  # of the pairs that L_rec sees; L_adv sees all real images
     pairs_share: float = Field(1.0, gt=0, le=1)  # pairs in a step, as a share of its batch; all of it is fresh noise for L_adv
     features: Literal["embedded", "projected"] = "embedded"  # what L_rec and the discriminator look through
@@ -158,7 +161,7 @@ class LossConfig(Config):
     discriminator: Literal["light", "stylegan-xl"] = "light"
     gan: Literal["hinge", "non-saturating"] = "hinge"
     updates: Literal["joint", "separate"] = "joint"  # L_rec and L_adv in one step of the optimiser, or one after the other
-    adversarial_rec: float = 0.0  # weight of a second discriminator, which judges reconstructions (0.5 at 512 px)
+    adversarial_rec: float = Field(0.0, ge=0)  # weight of a second discriminator, which judges reconstructions (0.5 at 512 px)
     adaptive_rec: bool = True  # its weight times the ratio of gradient norms, also with separate updates
 
 
@@ -180,7 +183,7 @@ class Distill(Recipe, kind="distill"):
     features: Features
     train: TrainConfig
     loss: LossConfig = LossConfig()
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _looks(self) -> Distill:
@@ -206,12 +209,12 @@ class Grow(Recipe, kind="grow"):
     distributed: ClassVar[bool] = True
 
     base: Distill | Grow
-    width: float  # multiplier of the new level
+    width: Multiplier  # multiplier of the new level
     train: TrainConfig
     loss: LossConfig = LossConfig()
     train_from: int | Literal["new"] = "new"  # index of the first output block that trains (9 in the official scripts)
     cache: float = Field(0.0, ge=0)  # GB of memory for states of the frozen part on the pairs; 0 computes them anew each step
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _looks(self) -> Grow:
@@ -267,7 +270,7 @@ class Heun(Generator, kind="heun"):
 
     loader: ClassVar[str] = "pagoda_bench.pagoda.generate:heun"
     of: EDM
-    points: int = 18
+    points: int = Field(18, ge=2)
 
     @property
     def resolution(self) -> int:
@@ -279,7 +282,7 @@ class Upsampled(Generator, kind="upsampled"):
 
     loader: ClassVar[str] = "pagoda_bench.sampling.generators:upsampled"
     of: Generator
-    to: int
+    to: int = Field(ge=1)
     filter: Literal["nearest", "bicubic"] = "bicubic"
 
     @property
@@ -293,7 +296,7 @@ class RealImages(Generator, kind="real"):
 
     loader: ClassVar[str] = "pagoda_bench.sampling.generators:real"
     data: DataConfig
-    at: int
+    at: int = Field(ge=1)
     split: Split = "val"
 
     @property
@@ -312,8 +315,8 @@ class Reference(Recipe, kind="reference"):
 
     data: DataConfig
     features: Features
-    resolution: int
-    n: int
+    resolution: int = Field(ge=1)
+    n: int = Field(ge=1)
     split: Split = "val"
     keep: int | None = Field(None, gt=1)  # None: all
 
@@ -330,9 +333,9 @@ class Score(Recipe, kind="score"):
 
     generator: Generator
     reference: Reference
-    n: int
-    first: int = 0
-    neighbours: int = 3  # k of precision and recall (Kynkaanniemi et al. 2019)
+    n: int = Field(ge=1)
+    first: int = Field(0, ge=0)
+    neighbours: int = Field(3, ge=1)  # k of precision and recall (Kynkaanniemi et al. 2019)
 
     def inputs(self) -> list[Recipe]:
         return [*super().inputs(), self.reference.features]

@@ -19,7 +19,7 @@ class Trained(Recipe):
 
     data: DataConfig
     train: TrainConfig
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     match: Recipe | None = None
     share: float = Field(1.0, gt=0)
 

@@ -7,7 +7,7 @@ plain values until a recipe is made of them, so a wrong key is refused by the re
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,8 @@ from pagoda_bench.recipes.registry import read_recipe
 from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, Pairs, Reference
 from pagoda_bench.recipes.values import merged
 from pagoda_bench.recipes.work import Work
+
+Seed = Annotated[int, Field(ge=0)]
 
 
 class Sampling(Config):
@@ -38,10 +40,10 @@ class Scale(Config):
 
     name: str
     data: DataConfig
-    base: int
+    base: int = Field(ge=1)
     grown: tuple[int, ...]
-    seed: int = 0  # of every stage that does not set its own; the judge's is `features.seed`, for whatever runs it compares
-    seeds: tuple[int, ...] = ()  # of several trainings of every row, over which tables give errors; none: `seed` alone
+    seed: Seed = 0  # of every stage that does not set its own; the judge's is `features.seed`, for whatever runs it compares
+    seeds: tuple[Seed, ...] = ()  # of several trainings of every row, over which tables give errors; none: `seed` alone
     features: dict[str, Any]
     judged_by: dict[str, Any] = Field(default_factory=dict)  # over `features`, for a judge that no row has trained with
     teacher: dict[str, Any]
@@ -49,8 +51,8 @@ class Scale(Config):
     distill: dict[str, Any]
     grow: tuple[dict[str, Any], ...]
     edm: dict[str, Any]
-    points: int = 18  # of the Heun sampler; it evaluates the network 2 points - 1 times
-    points_top: int | None = None  # of the multi-step row at the top, where it differs
+    points: int = Field(18, ge=2)  # of the Heun sampler; it evaluates the network 2 points - 1 times
+    points_top: int | None = Field(None, ge=2)  # of the multi-step row at the top, where it differs
     score: Sampling
     full: Sampling
     count_ahead: bool = True  # false where a step is more than one machine holds: rows of equal work then wait for the chain

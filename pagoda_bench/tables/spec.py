@@ -141,7 +141,14 @@ def scale_names(spec: TableSpec) -> list[str]:
 
 def needs_data(spec: TableSpec, name: str) -> bool:
     """Whether scale `name` measures images that the user brings."""
-    return _values(spec, name).get("data", {}).get("kind") in YOURS
+    return _data(_values(spec, name), name).get("kind") in YOURS
+
+
+def _data(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    data = values.get("data", {})
+    if not isinstance(data, Mapping):
+        raise UserError(f"scale '{name}', data: write a group of values with a kind, e.g. {{kind: embedded}}")
+    return data
 
 
 def load_scale(
@@ -152,7 +159,7 @@ def load_scale(
     values = _values(spec, name)
     for text in sets:
         _assign(values, text, name)
-    data = values.get("data", {})
+    data = _data(values, name)
     if data.get("kind") in YOURS:
         if describe is not None:
             values["data"] = describe(data).to_dict()
