@@ -77,6 +77,10 @@ def test_what_is_missing_leaves_its_budget() -> None:
         ({}, "give either at_most or at_least"),
         ({"at_most": 1, "at_least": 1}, "give either at_most or at_least"),
         ({"at_most": 1, "metric": "fid"}, "unknown metric 'fid'; did you mean 'fd'?"),
+        (
+            {"at_most": 1, "metric": "x"},
+            "(known: alignment, fd, fd_over_floor, images_per_second, is, nfe, parameters, precision, recall, training_flops)",
+        ),
         ({"at_most": 1, "resolutoin": 8}, "did you mean 'resolution'"),
     ],
 )
@@ -118,9 +122,32 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         assert isinstance(done.exception, UserError)
         return str(done.exception)
 
+    def budget_of(bound: str) -> list[str]:
+        limit = f"{{row: a, resolution: 8, metric: fd, at_most: {bound}}}"
+        (tmp_path / "b.yaml").write_text(f"{{table: table1, scales: {{small: {{n: 100, limits: [{limit}]}}}}}}")
+        return [str(table), "--budget", str(tmp_path / "b.yaml")]
+
     table = tmp_path / "mine.csv"
     assert refusal(str(table)).endswith("no such file; 'pagoda-bench reproduce' writes it")
     table.write_text(long_form.to_csv([replace(cell("a", 1.0), table="mine")]))
     assert refusal(str(table)) == "there is no budget for 'mine': give one with --budget FILE"
     (tmp_path / "b.yaml").write_text("[")
     assert "not YAML" in refusal(str(table), "--budget", str(tmp_path / "b.yaml"))
+    assert refusal(str(tmp_path)).startswith(f"{tmp_path} is a folder: give a table in it")
+    table.write_text(long_form.to_csv([]))
+    assert refusal(str(table)) == f"{table} has no rows: measure it again with 'pagoda-bench reproduce'"
+    table.write_bytes(long_form.to_csv([cell("a", 1.0)]).encode().replace(b"measured", b"m\xe9asur\xe9"))
+    assert refusal(str(table)) == f"{table} is not UTF-8; is it a table of this program?"
+    table.write_text(long_form.to_csv([replace(cell("a", 1.0), label="x" * 140_000)]))
+    assert refusal(str(table)).startswith("mine.csv, line 2: field larger than field limit")
+    table.write_text(long_form.to_csv([cell("a", 1.0)]).replace("{}", "5"))
+    assert refusal(str(table)) == "mine.csv, line 2: '5' is no JSON object"
+    table.write_text(long_form.to_csv([cell("a", math.nan)]))
+    for bound in (".nan", ".inf"):
+        for more in ([], ["--json"]):
+            said = refusal(*budget_of(bound), *more)
+            assert said == f"{tmp_path / 'b.yaml'}: scales.small.limits.0.at_most: Input should be a finite number"
+    done = CliRunner().invoke(gate, [*budget_of("3"), "--json"], standalone_mode=False)
+    assert (done.exception, done.return_value) == (None, 1)
+    (found,) = json.loads(done.output)
+    assert (found["value"], found["why"]) == (None, "nan is not at most 3")

@@ -6,6 +6,7 @@ about another, ratios within a run do. A row that is missing or was not made lea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,10 @@ from pydantic import Field, model_validator
 from pagoda_bench.errors import UserError, nearest
 from pagoda_bench.recipes.base import Config
 from pagoda_bench.recipes.values import read_yaml
-from pagoda_bench.tables.cells import DIRECTIONS, MEASURED, OVER_FLOOR, Cell
+from pagoda_bench.tables.cells import DIRECTIONS, MEASURED, Cell
 
 COLUMNS = ("nfe", "images_per_second", "parameters", "training_flops")  # of a row, whatever the metric
-METRICS = (*DIRECTIONS, OVER_FLOOR, *COLUMNS)
+METRICS = (*DIRECTIONS, *COLUMNS)
 
 
 class Other(Config):
@@ -87,7 +88,9 @@ class Finding:
         return not self.why
 
     def to_dict(self) -> dict[str, Any]:
-        return {"limit": self.limit.to_dict(), "value": self.value, "within": self.within, "why": self.why}
+        """Plain JSON values; what is no finite number is None, and `why` has it."""
+        value = self.value if self.value is not None and math.isfinite(self.value) else None
+        return {"limit": self.limit.to_dict(), "value": value, "within": self.within, "why": self.why}
 
 
 def load(path: Path) -> Budget:

@@ -36,11 +36,15 @@ def gate(table: Path, budget_path: Path | None, as_json: bool) -> int:
     from pagoda_bench.budgets.limits import check, load
     from pagoda_bench.tables.cells import load as load_cells
 
+    if table.is_dir():
+        raise UserError(f"{table} is a folder: give a table in it, e.g. {table / 'table1.csv'}")
     if not table.is_file():
         raise UserError(f"{table}: no such file; 'pagoda-bench reproduce' writes it")
     cells = load_cells(table)
+    if not cells:
+        raise UserError(f"{table} has no rows: measure it again with 'pagoda-bench reproduce'")
     if budget_path is None:
-        name = cells[0].table if cells else table.stem
+        name = cells[0].table
         budget_path = resources.folder("experiments") / "budgets" / f"{name}.yaml"
         if not budget_path.is_file():
             raise UserError(f"there is no budget for '{name}': give one with --budget FILE")

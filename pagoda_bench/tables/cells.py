@@ -93,25 +93,35 @@ def _text(value: Any) -> str:
 def from_csv(text: str, where: str) -> list[Cell]:
     """The cells of `to_csv`. `UserError` names `where` and the line when they are not."""
     reader = csv.DictReader(io.StringIO(text))
-    if missing := [name for name in FIELDS if name not in (*(reader.fieldnames or ()), *LATER)]:
-        raise UserError(f"{where}: no column '{missing[0]}'; is it a table of this program?")
     cells = []
-    for row in reader:
-        try:
-            row = {**LATER, **row}
+    try:
+        if missing := [name for name in FIELDS if name not in (*(reader.fieldnames or ()), *LATER)]:
+            raise UserError(f"{where}: no column '{missing[0]}'; is it a table of this program?")
+        for line in reader:
+            row = {**LATER, **line}
             cells.append(Cell(**{name: _parse(row[name] or "", kind) for name, kind in FIELDS.items()}))
-        except ValueError as error:
-            raise UserError(f"{where}, line {reader.line_num}: {error}") from None
+    except (ValueError, csv.Error) as error:  # csv.Error: e.g. a field of more than 131,072 characters
+        number = reader.line_num + isinstance(error, csv.Error)  # which leaves the line uncounted
+        raise UserError(f"{where}, line {number}: {error}") from None
     return cells
 
 
 def load(path: Path) -> list[Cell]:
-    return from_csv(path.read_text(encoding="utf-8"), path.name)
+    """The cells in a CSV file; `UserError` names the file when it cannot be read or holds none."""
+    try:
+        return from_csv(path.read_text(encoding="utf-8"), path.name)
+    except OSError as error:
+        raise UserError(f"cannot read the table {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8; is it a table of this program?") from None
 
 
 def _parse(text: str, kind: str) -> Any:
     if kind.startswith("Mapping"):
-        return json.loads(text or "{}")
+        value = json.loads(text or "{}")
+        if not isinstance(value, dict):
+            raise ValueError(f"'{text[:40]}' is no JSON object")
+        return value
     if kind == "str":
         return text
     if not text:
