@@ -97,6 +97,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run-stage"], "Missing argument 'RECIPE.json'"),
         (["run-stage", "absent.json"], "cannot read the recipe absent.json: No such file or directory"),
         (["run-stage", "absent.json", "--data", "nowhere"], "--data nowhere: no such file or folder"),
+        (["run-stage", "absent.json", "--data", ""], "--data: the name of the place is empty"),
+        (["run-stage", "absent.json", "--data", "a" * 300], "aaa...: File name too long"),
+        (["artifacts", "ls", "--store", ""], "Invalid value for '--store': the name of the folder is empty"),
+        (["artifacts", "ls", "--store", "a" * 300], "aaa...: File name too long"),
         (["artifacts", "gc", "--older-than", "-1"], "--older-than"),
     ],
 )

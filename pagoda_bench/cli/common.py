@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,10 +31,27 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
+class Folder(click.Path):
+    """A folder, there or not. Nothing at all, as of a variable that is not set, would mean the current one: refused."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, file_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the name of the folder is empty", param, ctx)
+        try:
+            os.lstat(value)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                self.fail(f"{os.fspath(value)[:80]}...: {error.strerror}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 store_option = click.option(
     "--store",
     "store_path",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Folder(),
     help="The artifact store [default: $PAGODA_BENCH_STORE, else pagoda-bench/store in the user's cache folder].",
 )
 data_option = click.option(
@@ -59,7 +78,13 @@ def data_places(values: Sequence[str]) -> dict[str, Path]:
     for value in values:
         match = re.fullmatch(r"([0-9a-f]{64})=(.+)", value)
         digest, place = match.groups() if match else ("*", value)
-        if not Path(place).exists():
+        if not place:
+            raise UserError("--data: the name of the place is empty")
+        try:
+            there = Path(place).exists()
+        except OSError as error:  # e.g. a name that is too long
+            raise UserError(f"--data {place[:80]}...: {error.strerror}") from None
+        if not there:
             raise UserError(f"--data {place}: no such file or folder")
         if digest in places:
             raise UserError("--data: two places for the same images; for different images write --data DIGEST=PATH")
