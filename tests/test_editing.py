@@ -292,6 +292,8 @@ def test_inpainting_keeps_the_bytes_and_its_noise(store: Store, tmp_path: Path, 
         (("reconstruct", GROWN, "no.png"), "--label says"),
         (("reconstruct", GROWN, "no.png", "--label", "1"), "cannot read no.png"),
         (("reconstruct", GROWN, "no.png", "--label", "ring on drak"), "did you mean 'ring on dark'"),
+        (("reconstruct", GROWN, "no.png", "--label", "1", "--split", "val"), "--split is of --index"),
+        (("reconstruct", GROWN, "--index", "1", "--label", "1"), "--label is of image files"),
         (("reconstruct", GROWN, "--index", "x"), "'x' is no number"),
         (("reconstruct", f"edm/{tiny.TEACHER.key}", "--index", "1"), "needs a one-step generator"),
         (("reconstruct", f"pairs/{tiny.PAIRS.key}", "--index", "1"), "is no generator"),
@@ -333,6 +335,8 @@ def test_the_round_trip_of_a_teacher_on_the_command_line(store: Store, capsys: p
     for arguments, words in (
         ((GROWN, "--points", "1"), "no number of noise levels"),
         ((GROWN, "--solvers", "euler"), "unknown solver 'euler'"),
+        ((GROWN, "--label", "1"), "--label is of --images"),
+        ((GROWN, "--images", "/", "--label", "1", "--n", "64"), "--n is of the data's own images"),
         ((f"features/{tiny.FEATURES.key}",), "is no diffusion model"),
     ):
         code, _, err = run(store, capsys, "roundtrip", *arguments)

@@ -39,7 +39,7 @@ OPTIONS = (
     click.argument("name", metavar="NAME|TABLE:ROW"),
     click.argument("files", nargs=-1, type=click.Path(path_type=Path, dir_okay=False), metavar="[IMAGE]..."),
     click.option("--index", metavar="I,J,...", help="Images of the data set, in the place of files."),
-    click.option("--split", type=click.Choice(["train", "val"]), default="val", show_default=True, help="Of --index."),
+    click.option("--split", type=click.Choice(["train", "val"]), help="Of --index [default: val]."),
     click.option("--label", metavar="CLASS,...", help="Classes of the files, by name or number: one, or one each."),
     click.option("--teacher", metavar="NAME", help="The diffusion model that encodes [default: the generator's own]."),
     click.option("--points", type=click.IntRange(min=2), help="Noise levels of the encoder [default: those of the pairs]."),
@@ -91,6 +91,10 @@ def _desk(
         raise UserError("give image files, or images of the data set with --index 0,1,2: one of the two")
     if files and label is None:
         raise UserError("--label says of which class the image files are: give one, or one for each")
+    if files and split is not None:
+        raise UserError("--split is of --index: leave it away with image files")
+    if index is not None and label is not None:
+        raise UserError("--label is of image files: those of --index have their own classes")
     numbers = None if index is None else [_number(text) for text in index.split(",")]
     from pagoda_bench.artifacts.context import StageContext
     from pagoda_bench.cli.sample import check_device
@@ -112,7 +116,7 @@ def _desk(
     how = editor.how_encoded(generator) | {k: v for k, v in (("points", points), ("solver", solver)) if v is not None}
     desk = Desk(generator, found, editor.open_editor(generator, found, how, context, device), how, context, out, device)
     if numbers is not None:
-        desk.take_data(numbers, split)
+        desk.take_data(numbers, split or "val")
     else:
         desk.take_files(files, (label or "").split(","))
     return desk

@@ -11,6 +11,8 @@ from pagoda_bench.cli.common import data_option, data_places, echo_json, json_op
 from pagoda_bench.cli.names import meant, places_of
 from pagoda_bench.errors import UserError
 
+IMAGES = 64
+
 
 @click.command(
     epilog="""\b
@@ -21,7 +23,7 @@ Examples:
 """
 )
 @click.argument("name", metavar="NAME|TABLE:ROW")
-@click.option("--n", type=click.IntRange(min=1), default=64, show_default=True, help="Images of the data's validation split.")
+@click.option("--n", type=click.IntRange(min=1), help=f"Images of the data's validation split [default: {IMAGES}].")
 @click.option("--points", default="6,12,18,40", show_default=True, metavar="P,...", help="Noise levels.")
 @click.option("--solvers", default="heun,ddim", show_default=True, metavar="NAME,...", help="heun, ddim or both.")
 @click.option("--reference-points", type=click.IntRange(min=2), help="Compare latents to those of Heun on so many levels.")
@@ -34,7 +36,7 @@ Examples:
 @store_option
 def roundtrip(
     name: str,
-    n: int,
+    n: int | None,
     points: str,
     solvers: str,
     reference_points: int | None,
@@ -56,6 +58,10 @@ def roundtrip(
         raise UserError(f"--solvers: unknown solver '{unknown[0]}': give heun, ddim or both")
     if images is not None and label is None:
         raise UserError("--label says of which class the --images are")
+    if images is None and label is not None:
+        raise UserError("--label is of --images: those of the data have their own classes")
+    if images is not None and n is not None:
+        raise UserError("--n is of the data's own images: leave it away with --images, all of which are taken")
     store, places = open_store(store_path), data_places(data_paths)
     from pagoda_bench.artifacts.context import StageContext
     from pagoda_bench.cli.sample import check_device
@@ -76,7 +82,7 @@ def roundtrip(
         pixels = editor.from_files(files, size)
         labels = [editor.label_of(label or "", editor.class_names(data, net.config.classes, context))] * len(files)
     elif data is not None:
-        pixels, labels = editor.from_data(data, range(n), size, "val", context)
+        pixels, labels = editor.from_data(data, range(n or IMAGES), size, "val", context)
     else:
         raise UserError("released weights do not say where their images are: give --images and --label")
     net.to(device)
