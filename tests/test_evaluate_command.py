@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -45,6 +46,22 @@ def test_the_command_measures_and_writes_scores(places: Path, weights: Path) -> 
     (direct,) = evaluate(images(60, 2), images(40, 1), ["fd"], weights={"embedded": weights})
     assert scores["fd"].value == pytest.approx(direct.value, rel=1e-6)
     assert scores["fd"].provenance["reference"] == str(places / "real")
+
+
+def test_scores_that_cannot_be_written_are_shown(
+    places: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, write: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("pagoda_bench.artifacts.checkpoint.save_atomic", full)
+    options = ["--ref", str(places / "real"), "--weights", f"embedded={weights}", "--metrics", "fd", "--no-cache"]
+    assert main(["evaluate", str(places / "a.npz"), *options, "--json", str(places / "out.json")]) == 2
+    out, err = capsys.readouterr()
+    assert "fd" in out
+    said = err.splitlines()[-1]  # after those of progress
+    assert said.startswith("pagoda-bench: error: --json ")
+    assert said.endswith("cannot write the scores (No space left on device); they are shown above")
 
 
 def test_compare_subtracts_like_and_refuses_unlike(places: Path, weights: Path) -> None:

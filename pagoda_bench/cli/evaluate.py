@@ -132,11 +132,14 @@ def evaluate(
         progress=progress_lines(),
         **options,
     )
+    show(scores)  # first: a fault of the disk must not cost them
     if out is not None:
         from pagoda_bench.artifacts.checkpoint import save_atomic
 
-        save_atomic(out, lambda path: path.write_text(score_schema.dump(scores), encoding="utf-8"))
-    show(scores)
+        try:
+            save_atomic(out, lambda path: path.write_text(score_schema.dump(scores), encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"--json {out}: cannot write the scores ({error.strerror}); they are shown above") from None
 
 
 def show(scores: Sequence[Score]) -> None:
