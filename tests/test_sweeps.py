@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
 import subprocess
@@ -71,6 +72,14 @@ def test_a_sweep_without_axes_is_one_point() -> None:
         ({"product": {"seed": [1]}, "seeds": [1]}, "'seed' varies in two places"),
         ({"product": {"train.lr": [1]}, "only": [{"train.l": 1}]}, "did you mean 'train.lr'?"),
         ({"prodct": {}}, "did you mean 'product'?"),
+        ({"product": {"train.lr": [datetime.date(2026, 1, 2)]}}, "'train.lr': 2026-01-02 (date) is no value of a recipe"),
+        ({"values": {"a": {"b": [b"x"]}}}, "'a': b'x' (bytes) is no value of a recipe"),
+        ({"zip": {"a": [1.0, float("nan")]}}, "'a': nan (float) is no value of a recipe"),
+        ({"points": [{"a": float("inf")}]}, "'a': inf (float) is no value of a recipe"),
+        ({"sweep": ""}, "'' cannot name a file"),
+        ({"sweep": "../../x"}, "'../../x' cannot name a file"),
+        ({"sweep": "/x"}, "'/x' cannot name a file"),
+        ({"sweep": ".."}, "'..' cannot name a file"),
     ],
 )
 def test_grids_that_cannot_be_meant(spec: dict[str, object], message: str) -> None:
@@ -130,6 +139,9 @@ def test_the_sweeps_that_come_with_it(name: str, repository: Path, tmp_path: Pat
     [
         ("sweep: s\nrows: [pagodas]\nscale: smoke", "unknown row 'pagodas'; did you mean 'pagoda'?"),
         ("sweep: s\nscale: smok", "unknown scale 'smok'"),
+        ("sweep: s\nscale: smoke\nstages: {real: {gpus: 1}}", "sweep: stages: unknown kind of stage 'real'"),
+        ("sweep: s\nscale: smoke\nstages: {edm: {gpu: 1}}", "did you mean 'gpus'"),
+        ("sweep: s\nscale: smoke\nproduct: {seed: [2026-01-02]}", "'seed': 2026-01-02 (date) is no value of a recipe"),
         ("sweep: s\ntable: tabel1", "unknown table 'tabel1'"),
         ("sweep: s\nscale: smoke\nproduct: {techer.train.steps: [1]}", "unknown key 'techer'"),
     ],

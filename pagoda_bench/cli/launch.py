@@ -56,6 +56,12 @@ class Launch:
                 "--executor finds what they made and publishes it"
             )
         check_jobs(self.jobs)
+        if self.stages:  # whatever runs them: a wrong kind is a slip of the file
+            from pagoda_bench.plan.requests import Profile
+            from pagoda_bench.recipes.registry import load_all
+
+            load_all()
+            Profile().with_stages(self.stages, "sweep")
 
 
 def launch_options(command: F) -> F:

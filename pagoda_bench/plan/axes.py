@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pagoda_bench.errors import UserError, nearest
 from pagoda_bench.recipes.base import Config
@@ -24,7 +26,7 @@ Point = dict[str, Any]
 class SweepSpec(Config):
     """A sweep file. Axes are dotted paths into the scale, as `--set` of `reproduce` takes them."""
 
-    sweep: str
+    sweep: str  # names the file of its values
     table: str = "table1"
     scale: str | None = None
     full: bool = False
@@ -37,6 +39,18 @@ class SweepSpec(Config):
     only: tuple[Point, ...] = ()
     exclude: tuple[Point, ...] = ()
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)  # requests by kind, before those of the cluster
+
+    @model_validator(mode="after")
+    def _writable(self) -> SweepSpec:
+        if not re.fullmatch(r"\w[\w.-]*", self.sweep):
+            raise ValueError(f"sweep: '{self.sweep}' cannot name a file: use letters, digits, '.', '-' and '_'")
+        for entry in (self.values, self.product, self.zip, *self.points, *self.only, *self.exclude):
+            for name, value in entry.items():
+                if (odd := _odd(value)) is not None:
+                    raise ValueError(
+                        f"'{name}': {odd!s} ({type(odd).__name__}) is no value of a recipe; is it a text? Quote it"
+                    )
+        return self
 
     @property
     def axes(self) -> list[str]:
@@ -88,6 +102,17 @@ def settings(spec: SweepSpec, point: Mapping[str, Any], sets: Sequence[str] = ()
         if (name := text.partition("=")[0].strip()) in spec.axes:
             raise UserError(f"--set {text}: '{name}' is an axis of the sweep; change it in the file")
     return [*_written(spec.values), *sets, *_written(point)]
+
+
+def _odd(value: Any) -> Any:
+    """What in a value of a YAML file JSON has no word for: a date, a number that is not finite; None where all is plain."""
+    if isinstance(value, Mapping):
+        return next((odd for part in (*value, *value.values()) if (odd := _odd(part)) is not None), None)
+    if isinstance(value, (list, tuple)):
+        return next((odd for part in value if (odd := _odd(part)) is not None), None)
+    if isinstance(value, float):
+        return None if math.isfinite(value) else value
+    return None if value is None or isinstance(value, (str, int)) else value
 
 
 def _written(values: Mapping[str, Any]) -> list[str]:
