@@ -200,7 +200,10 @@ def test_what_is_published_is_the_whole_table_as_its_file_has_it(
         (["table1", "--scale", "cifar10"], "--data PATH"),
         (["table1", "--data", "."], "makes its own images"),
         (["table1", "--data", "nowhere"], "no such file"),
-        (["table1", "--scale", "cifar10", "--data", "/", "--set", "data.master=x"], "data.master: write the side of the images"),
+        (
+            ["table1", "--scale", "cifar10", "--data", "/", "--set", "data.master=x"],
+            "data.master: write the side of the images",
+        ),
         (["table1", "--set", "teacher.train.stepz=1"], "did you mean 'steps'"),
         (["table1", "--executor", "slurm", "--out", "x"], "'pagoda-bench collect SWEEP --out DIR' writes the result"),
     ],

@@ -32,7 +32,7 @@ class UNetConfig(Config):
     classes: int = Field(10, ge=1)
     scale_shift_grown: bool = False
     group_channels: int = Field(1, ge=1)  # least channels in a group of the norms; 1 = 32 groups at any width, as published
-    patch: int = Field(1, ge=1)  # space-to-depth before the first convolution, depth-to-space after the last (1: off, as published)
+    patch: int = Field(1, ge=1)  # space-to-depth before the first convolution, depth-to-space after the last (1: off)
 
     @property
     def output_resolution(self) -> int:
