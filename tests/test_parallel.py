@@ -12,7 +12,7 @@ from tiny_chain import PAIRS
 from together import free_ports, together
 from toy_parallel import ToyMean, ToyShards
 from toy_site import toy_environment
-from toy_stages import Toy, interrupt
+from toy_stages import Toy, interrupt, make
 
 from pagoda_bench.artifacts.provenance import ATTEMPTS
 from pagoda_bench.artifacts.ranks import Place, first_host, place
@@ -20,7 +20,7 @@ from pagoda_bench.artifacts.store import Store
 from pagoda_bench.errors import UserError
 from pagoda_bench.plan.dag import Plan
 from pagoda_bench.plan.inline import run_plan
-from pagoda_bench.plan.parallel import read_shard, run_shard
+from pagoda_bench.plan.parallel import read_shard, run_rank, run_shard
 from pagoda_bench.recipes.base import Recipe
 
 # Ranks
@@ -92,8 +92,8 @@ def test_two_processes_make_one_artifact(tmp_path: Path) -> None:
 # Shards
 
 
-def written(recipe: Recipe, folder: Path) -> Path:
-    path = folder / "recipe.json"
+def written(recipe: Recipe, folder: Path, name: str = "recipe") -> Path:
+    path = folder / f"{name}.json"
     path.write_text(json.dumps({**recipe.to_dict(), "key": recipe.key}))
     return path
 
@@ -142,6 +142,18 @@ def test_shards_of_a_retraining_use_nothing_older(tmp_path: Path) -> None:
     assert made is not None
     assert "old" not in (made.path / "state.txt").read_text()
     assert made.provenance["session"] == "again"
+
+
+def test_a_process_of_a_retraining_takes_no_older_input(tmp_path: Path) -> None:
+    store, part = Store(tmp_path / "store"), Toy()
+    make(part, store)
+    shared, ranked = written(ToyShards(parts=(part,)), tmp_path, "shared"), written(ToyMean(parts=(part,)), tmp_path, "ranked")
+    with pytest.raises(UserError, match="which is not made yet by this retraining"):
+        run_shard(shared, store, (0, 2), session="again")
+    with pytest.raises(UserError, match="which is not made yet by this retraining"):
+        run_rank(ranked, store, session="again")
+    make(part, store, session="again")
+    assert [run_shard(shared, store, (i, 2), session="again") is None for i in (0, 1)] == [True, False]
 
 
 def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:

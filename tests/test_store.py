@@ -265,6 +265,18 @@ def test_a_session_makes_anew_once_and_replaces(store: Store) -> None:
     assert make(Toy(), store, session="u").digest == first.digest
 
 
+def test_a_retraining_takes_no_older_input(store: Store, tmp_path: Path) -> None:
+    make(Toy(), store)
+    store.export(store.find(Toy()), tmp_path / "released")
+    recipe = ToySum(parts=(Toy(),))
+    for here in (store, Store(tmp_path / "other", [tmp_path / "released"])):
+        with pytest.raises(UserError, match=r"needs toy \(toy/.*\), which is not made yet by this retraining: make that first"):
+            make(recipe, here, session="s")
+        make(Toy(), here, session="s")
+        assert make(recipe, here, session="s").provenance["session"] == "s"
+    assert make(ToySum(parts=(Toy(),), n=3), store) is not None  # whoever retrains nothing takes what a retraining made
+
+
 # Disks
 
 

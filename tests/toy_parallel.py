@@ -22,6 +22,7 @@ class ToyShards(Recipe, kind="toy-shards"):
     runner: ClassVar[str] = "toy_parallel:run_shards"
     sharder: ClassVar[str] = "toy_parallel:share"
     n: int = 12
+    parts: tuple[Recipe, ...] = ()
     pause: float = result_neutral(0.0)
 
 
@@ -31,6 +32,7 @@ class ToyMean(Recipe, kind="toy-mean"):
     runner: ClassVar[str] = "toy_parallel:run_mean"
     distributed: ClassVar[bool] = True
     size: int = 2
+    parts: tuple[Recipe, ...] = ()
 
 
 def share(recipe: ToyShards, context: StageContext, index: int, count: int) -> bool:

@@ -176,7 +176,7 @@ class Store:
             if self.find(recipe, session) is not None:
                 yield None
                 return
-            inputs = {parent.key: self._input(parent, recipe) for parent in recipe.inputs()}
+            inputs = {parent.key: self.input_of(recipe, parent, session) for parent in recipe.inputs()}
             if session is not None and work.is_dir() and (read_json(work / ATTEMPTS) or {}).get("session") != session:
                 _remove(work)
             work.mkdir(parents=True, exist_ok=True)
@@ -198,9 +198,12 @@ class Store:
                     if not (stage / DIGESTS).is_file():
                         shutil.rmtree(stage, ignore_errors=True)
 
-    def _input(self, parent: Recipe, recipe: Recipe) -> Artifact:
-        if (artifact := self.find(parent)) is None:
-            raise UserError(f"{_label(recipe)} needs {_label(parent)}, which is not made yet: make that first")
+    def input_of(self, recipe: Recipe, parent: Recipe, session: str | None = None) -> Artifact:
+        """The artifact of an input of `recipe`; of a retraining only what it made itself, as with `find`: an older one would
+        be published under its name. `UserError` when there is none."""
+        if (artifact := self.find(parent, session)) is None:
+            when = "yet" if session is None else "yet by this retraining"
+            raise UserError(f"{_label(recipe)} needs {_label(parent)}, which is not made {when}: make that first")
         return artifact
 
     def _publish(self, recipe: Recipe, stage: Path, provenance: dict[str, Any]) -> None:

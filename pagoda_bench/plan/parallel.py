@@ -80,7 +80,7 @@ def _share(
         return True
     name = f"{recipe.kind}-{recipe.key}"
     work, own = store.root / ".work" / name, f".shard-{shard[0]}-{shard[1]}"
-    inputs = _inputs(recipe, store)
+    inputs = _inputs(recipe, store, session)
     sharder = load_function(recipe, recipe.sharder)
     with Faults(store.root, f" while making {recipe.title}"):
         with store.locked(name):  # while another process makes the whole, there is nothing to share
@@ -133,14 +133,9 @@ def run_rank(
         return artifact
     work = store.root / ".work" / f"{recipe.kind}-{recipe.key}"
     with tempfile.TemporaryDirectory(prefix="pagoda-bench-rank-") as out, Faults(store.root):
-        load_runner(recipe)(recipe, StageContext(Path(out), work, _inputs(recipe, store), dict(data or {})))
+        load_runner(recipe)(recipe, StageContext(Path(out), work, _inputs(recipe, store, session), dict(data or {})))
     return store.find(recipe, session)
 
 
-def _inputs(recipe: Recipe, store: Store) -> dict[str, Path]:
-    found = {}
-    for parent in recipe.inputs():
-        if (artifact := store.find(parent)) is None:
-            raise UserError(f"{recipe.title} needs {parent.title} ({parent.kind}/{parent.key}), which is not made yet")
-        found[parent.key] = artifact.path
-    return found
+def _inputs(recipe: Recipe, store: Store, session: str | None) -> dict[str, Path]:
+    return {parent.key: store.input_of(recipe, parent, session).path for parent in recipe.inputs()}
