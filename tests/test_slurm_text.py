@@ -105,6 +105,23 @@ def test_what_is_in_the_queue_is_not_submitted_again(fake: Path, store: Store) -
     assert [states[toy.key] for toy in toys] == ["running", "pending", "pending"]
 
 
+def test_a_retraining_waits_for_no_job_of_others(fake: Path, store: Store) -> None:
+    toys, above = two_levels(2)
+    submit_plan(Plan(toys, store), Profile(), name="plain")
+    (fake / "queue").write_text("101_[0-1]|PENDING|0:00||Priority\n")
+    anew = submit_plan(Plan([above], store, retrain=True), Profile(), name="anew")
+    assert [job.keys for job in anew.jobs] == [tuple(toy.key for toy in toys), (above.key,)]
+    assert anew.borrowed == {}
+    assert options(scripts(fake)[2])["dependency"] == "afterany:102"
+    # The same command again joins it; and what is no retraining takes whatever is being made.
+    (fake / "queue").write_text("102_[0-1]|PENDING|0:00||Priority\n103|PENDING|0:00||Dependency\n")
+    again = submit_plan(Plan([above], store, retrain=True), Profile(), name="again")
+    assert again.about["session"] == anew.about["session"]
+    assert set(again.borrowed) == {above.key, *(toy.key for toy in toys)}
+    assert set(submit_plan(Plan([above], store), Profile(), name="plain").borrowed) == set(again.borrowed)
+    assert len(scripts(fake)) == 3
+
+
 def test_two_thousand_stages_take_few_calls_and_little_time(fake: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_query, "max_array_size", lambda: 1001)
     start = time.process_time()

@@ -45,7 +45,8 @@ def submit_plan(
 ) -> Sweep:
     """Submits what `plan` has to make and returns at once. `about` goes into the sweep's sweep.json.
 
-    What another sweep of the same store has in the queue is not submitted again: what needs it waits for that job.
+    What another sweep of the same store has in the queue is not submitted again: what needs it waits for that job. A
+    retraining waits for jobs of its own session alone.
 
     Raises:
         UserError: nothing was submitted (or what was is cancelled again), and why.
@@ -89,9 +90,9 @@ def submitting(store: Store) -> Iterator[None]:
 
 def submit_tasks(sweep: Sweep, keys: Sequence[str], profile: Profile, store: Store) -> int:
     """One call of sbatch for each level, shape and `MaxArraySize` elements. Must run inside `submitting`."""
-    live = live_jobs(store)
-    sweep.borrow({key: live[key] for key in keys if key in live})
     session = sweep.about["session"]
+    live = live_jobs(store, session)
+    sweep.borrow({key: live[key] for key in keys if key in live})
     wanted = [t for key in keys if key not in live and made(t := sweep.tasks[key], store, session) is None]
     requests = {task.key: profile.request(sweep.recipe(task.key)) for task in wanted}
     limit = slurm.max_array_size()
@@ -124,12 +125,13 @@ def per_call(limit: int, shape: Request) -> int:
     return limit // shape.shards
 
 
-def live_jobs(store: Store) -> dict[str, tuple[tuple[str, ...], str]]:
-    """Key -> (jobs, their user), for all stages that some sweep of this store has in the queue or running."""
+def live_jobs(store: Store, session: str | None = None) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Key -> (jobs, their user), for all stages that some sweep of this store has in the queue or running. With `session`
+    only those of that retraining, which takes nothing that others make."""
     found: dict[str, tuple[tuple[str, ...], str]] = {}
     queues: dict[str, dict[str, slurm.Seen]] = {}
     for sweep in sweeps(store):
-        if sweep.closed or sweep.about["executor"] != "slurm":
+        if sweep.closed or sweep.about["executor"] != "slurm" or session not in (None, sweep.about["session"]):
             continue
         user = sweep.about["user"]
         if user not in queues:
