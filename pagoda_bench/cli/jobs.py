@@ -38,7 +38,12 @@ def cancel(name: str, keys: tuple[str, ...], store_path: Path | None) -> None:
         if sweep.about["host"] != socket.gethostname():
             raise UserError(f"{sweep.name} runs on {sweep.about['host']}: cancel it there")
         if alive:
-            os.kill(int(sweep.about["pid"]), signal.SIGTERM)
+            try:
+                os.kill(int(sweep.about["pid"]), signal.SIGTERM)
+            except ProcessLookupError:  # it ended meanwhile
+                alive = {}
+            except PermissionError:
+                raise UserError(f"{sweep.name} was started by {sweep.about['user']}, who alone can cancel it") from None
         click.echo(f"{len(alive)} stages cancelled")
         return
     wanted = sweep.dependants(sweep.pick(keys)) if keys else list(sweep.tasks)
@@ -86,8 +91,9 @@ def resume(name: str, keys: tuple[str, ...], cluster: str | None, jobs: int | No
     if sweep.about["executor"] == "local":
         places = {digest: Path(path) for digest, path in sweep.about["data"].items()}
         targets = [sweep.recipe(key) for key in (missing if keys else sweep.about["targets"]) if key in sweep.tasks]
-        plan = Plan(targets, store, retrain=sweep.about["session"] is not None)
-        about = {"collect": sweep.about.get("collect")}
+        asked = sweep.about.get("asked") or sweep.about["targets"]  # a sweep of a part knows what it is a part of
+        plan = Plan(targets, store, session=sweep.about["session"], asked=asked)
+        about = {"collect": sweep.about.get("collect"), "asked": asked}
         return int(bool(run_local(plan, data=places, jobs=jobs, name=sweep.name.rsplit("-", 3)[0], about=about).failures))
     profile = load_profile(cluster) if cluster else Profile.load(sweep.about["cluster"], sweep.name)
     click.echo(f"submitted {submit_again(sweep, missing, profile, store)} jobs again: {sweep.name}")

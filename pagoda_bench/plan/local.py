@@ -20,6 +20,7 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.plan.attempts import DONE, FAILED, STOPPED, Ended, attempt, blamed, environment_of, stage_command
 from pagoda_bench.plan.dag import Plan
 from pagoda_bench.plan.inline import Outcome
+from pagoda_bench.plan.processes import started
 from pagoda_bench.plan.progress import Reporter, finished, reporter
 from pagoda_bench.plan.requests import Retries
 from pagoda_bench.plan.sweeps import Sweep, Task
@@ -48,7 +49,8 @@ def run_local(
             outcome.artifacts[key] = artifact
     if plan.to_make:
         devices = visible_gpus() if gpus is None else list(gpus)
-        sweep = Sweep.create(plan, name, executor="local", data=data or {}, **(about or {}))
+        said = {"started": started(os.getpid()), **(about or {})}
+        sweep = Sweep.create(plan, name, executor="local", data=data or {}, **said)
         workers = max(1, min(jobs or len(devices) or 1, len(sweep.tasks)))
         report = report or reporter()
         try:

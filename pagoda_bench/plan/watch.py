@@ -20,6 +20,7 @@ from pagoda_bench.artifacts.digests import DIGESTS
 from pagoda_bench.artifacts.store import Artifact, Store
 from pagoda_bench.plan import slurm_query as slurm
 from pagoda_bench.plan.attempts import DONE, tail
+from pagoda_bench.plan.processes import started
 from pagoda_bench.plan.sweeps import Sweep, Task
 
 State = Literal["done", "running", "pending", "failed", "blocked", "not submitted"]
@@ -244,13 +245,8 @@ def last_line(log: Path) -> str:
 
 
 def _alive(about: dict[str, Any]) -> bool:
-    """Whether the process that runs a local sweep is there, as far as can be seen from here."""
+    """Whether the process that runs a local sweep is there, as far as can be seen from here. Its number alone says nothing:
+    another process may have it by now."""
     if about["host"] != socket.gethostname():
         return True
-    try:
-        os.kill(int(about["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return (now := started(int(about["pid"]))) is not None and now == about.get("started")
