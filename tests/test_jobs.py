@@ -121,6 +121,20 @@ def test_a_retraining_goes_on_under_its_own_name(
     assert list((store.root / ".retrain").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("executor", "arguments", "message"),
+    [("slurm", ("--jobs", "2"), "--jobs is for local sweeps"), ("local", ("--cluster", "x"), "--cluster is for sweeps on a")],
+)
+def test_resume_refuses_what_it_would_ignore(
+    store: Store, capsys: pytest.CaptureFixture[str], executor: str, arguments: tuple[str, str], message: str
+) -> None:
+    Sweep.create(Plan([Toy()], store), "s", executor=executor, data={}, cluster={})
+    code, _, err = run(capsys, "resume", "s", *arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
 def test_the_mark_of_a_retraining_stays_until_all_of_it_is_made(store: Store) -> None:
     one, other = Toy(seed=1), Toy(seed=2)
     whole = Plan([one, other], store, retrain=True)
@@ -138,3 +152,22 @@ def test_the_mark_of_a_retraining_stays_until_all_of_it_is_made(store: Store) ->
     assert old.session == whole.session
     old.end()
     assert Plan([one, other], store, retrain=True).session == anew.session  # a mark of another session is not touched
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize("text", ["", '{"name": "lost"', "[]", "{}"])
+def test_a_sweep_that_cannot_be_read_is_named_and_passed_over(
+    store: Store, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    sweep = Sweep.create(Plan([Toy()], store), "whole", executor="local", data={}, started=None)
+    lost = Sweep.create(Plan([Toy()], store), "lost", executor="slurm", data={})  # the newest
+    (lost.folder / "sweep.json").write_text(text)
+    for arguments in (["status", "--all"], ["status"], ["status", "whole"]):
+        _, out, err = run(capsys, *arguments)
+        assert out.startswith(sweep.name)
+        assert err == f"pagoda-bench: passed over, since there is no readable sweep.json: {lost.name} in {lost.folder.parent}\n"
+    code, _, err = run(capsys, "status", "lost")
+    assert code == 2
+    assert "unknown sweep 'lost'" in err.splitlines()[-1]

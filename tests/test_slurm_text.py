@@ -122,6 +122,12 @@ def test_a_retraining_waits_for_no_job_of_others(fake: Path, store: Store) -> No
     assert len(scripts(fake)) == 3
 
 
+def test_a_sweep_that_cannot_be_read_stops_no_submission(fake: Path, store: Store) -> None:
+    lost = submit_plan(Plan([Toy()], store), Profile(), name="lost")
+    (lost.folder / "sweep.json").write_text("")
+    assert len(submit_plan(Plan([Toy()], store), Profile(), name="next").jobs) == 1
+
+
 def test_two_thousand_stages_take_few_calls_and_little_time(fake: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_query, "max_array_size", lambda: 1001)
     start = time.process_time()

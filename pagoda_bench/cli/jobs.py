@@ -82,13 +82,18 @@ def resume(name: str, keys: tuple[str, ...], cluster: str | None, jobs: int | No
     check_jobs(jobs)
     store = open_store(store_path)
     sweep = find_sweep(store, name)
+    here = sweep.about["executor"] == "local"
+    if here and cluster is not None:
+        raise UserError(f"--cluster is for sweeps on a cluster; {sweep.name} ran on this machine")
+    if not here and jobs is not None:
+        raise UserError(f"--jobs is for local sweeps; of {sweep.name}, the cluster's profile says what runs at a time ('parallel')")
     wanted = set(sweep.dependants(sweep.pick(keys))) if keys else set(sweep.tasks)
     tasks = overview(sweep, store).tasks
     missing = [t.key for t in tasks if t.key in wanted and t.state in ("failed", "blocked", "not submitted")]
     if not missing:
         click.echo("nothing to resume: every stage is done, running or in the queue")
         return 0
-    if sweep.about["executor"] == "local":
+    if here:
         places = {digest: Path(path) for digest, path in sweep.about["data"].items()}
         targets = [sweep.recipe(key) for key in (missing if keys else sweep.about["targets"]) if key in sweep.tasks]
         asked = sweep.about.get("asked") or sweep.about["targets"]  # a sweep of a part knows what it is a part of

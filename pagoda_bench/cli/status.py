@@ -189,8 +189,8 @@ def collect(name: str | None, out: Path | None, store_path: Path | None) -> int:
     scores = [score for _, table in tables for score in table.scores]
     session = sweep.about["session"]
     artifacts = {score.key: a for score in scores if (a := store.find(score, session)) is not None}
-    if session is not None and len(artifacts) == len({score.key for score in scores}):
-        Plan(scores, store, retrain=True).end()
+    if session is not None:
+        Plan((), store, session=session, asked=sweep.about.get("asked") or sweep.about["targets"]).end()
     if found.gpu_hours:
         click.echo("GPU hours: " + ", ".join(f"{system} {hours:.2f}" for system, hours in by_system(sweep, found).items()))
     if spec is not None:

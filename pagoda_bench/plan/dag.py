@@ -36,12 +36,25 @@ class Plan:
     as absent until this retraining has made it once. A retraining has a name of its own, its `session`, which its artifacts
     carry in their provenance and which a mark in the store keeps while it is unfinished: the same targets with `retrain`
     after an interruption go on with the same session. Old artifacts stay in place until the new ones replace them.
+
+    With `session` the plan is the rest, or a part of the rest, of the retraining of that name, whose targets had the keys
+    `asked` (default: those of `targets`).
     """
 
-    def __init__(self, targets: Sequence[Recipe], store: Store, retrain: bool = False) -> None:
+    def __init__(
+        self,
+        targets: Sequence[Recipe],
+        store: Store,
+        retrain: bool = False,
+        *,
+        session: str | None = None,
+        asked: Sequence[str] = (),
+    ) -> None:
         self.targets = tuple({target.key: target for target in targets}.values())
+        self.asked = tuple(asked) or tuple(target.key for target in self.targets)
         self.store = store
-        self.session: str | None = (self._marked() or secrets.token_hex(8)) if retrain else None
+        self._joins = session is None  # another process may have begun the same
+        self.session = (self._marked() or secrets.token_hex(8)) if retrain and session is None else session
         self.nodes: dict[str, Node] = {}
         for target in self.targets:
             self._visit(target)
@@ -70,7 +83,7 @@ class Plan:
 
     @property
     def _mark(self) -> Path:
-        name = hashlib.sha256(" ".join(sorted(target.key for target in self.targets)).encode()).hexdigest()[:20]
+        name = hashlib.sha256(" ".join(sorted(self.asked)).encode()).hexdigest()[:20]
         return self.store.root / ".retrain" / f"{name}.json"
 
     def _marked(self) -> str | None:
@@ -88,14 +101,20 @@ class Plan:
             try:
                 os.link(ours, self._mark)  # whole at once, and only if there is none
             except FileExistsError:
-                self.session = self._marked() or self.session
+                if self._joins:
+                    self.session = self._marked() or self.session
             finally:
                 ours.unlink()
 
     def end(self) -> None:
-        """Takes the mark away: all is made, and the next `retrain` starts anew."""
-        if self.session is not None:
+        """Takes the mark away if all that was asked for is made: the next `retrain` starts anew. The mark of another session
+        stays."""
+        if self.session is not None and self._marked() == self.session and all(map(self._made, self.asked)):
             self._mark.unlink(missing_ok=True)
+
+    def _made(self, key: str) -> bool:
+        """Whether this retraining has made the artifact of that key; its contents are not read."""
+        return any(Artifact(p).provenance.get("session") == self.session for p in self.store.root.glob(f"[!.]*/{key}"))
 
 
 def _state(artifact: Artifact | None) -> State:

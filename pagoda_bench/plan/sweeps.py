@@ -281,8 +281,11 @@ class Sweep:
 
 
 def sweeps(store: Store) -> list[Sweep]:
-    """All sweeps of a store, oldest first."""
-    found = [Sweep(path.parent) for path in (store.root / AREA).glob("*/sweep.json")]
+    """All sweeps of a store, oldest first; those whose sweep.json says nothing are named and passed over."""
+    there = {path.parent: read_json(path) for path in (store.root / AREA).glob("*/sweep.json")}
+    if lost := sorted(folder.name for folder, about in there.items() if not isinstance(about, dict) or "session" not in about):
+        store.notify(f"passed over, since there is no readable sweep.json: {', '.join(lost)} in {store.root / AREA}")
+    found = [Sweep(folder) for folder in there if folder.name not in lost]
     return sorted(found, key=lambda s: (s.folder / "sweep.json").stat().st_mtime_ns)
 
 
