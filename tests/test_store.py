@@ -236,6 +236,7 @@ def test_released_are_found_after_local_ones_and_never_touched(store: Store, tmp
     assert found.released
     assert found.digest == store.find(Toy()).digest
     assert not other.root.exists()
+    assert sorted(path.name for path in (tmp_path / "released").iterdir()) == [".locks", "toy"]
     with other.making(Toy()) as context:
         assert context is None
     shutil.copytree(released.path, other.root / "toy" / Toy().key)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from toy_stages import Toy, make
 
-from pagoda_bench.artifacts.checkpoint import save_atomic
+from pagoda_bench.artifacts.checkpoint import nearly_full, save_atomic
 from pagoda_bench.artifacts.store import Store
 from pagoda_bench.errors import UserError
 
@@ -82,6 +82,16 @@ def test_a_store_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot write to the artifact store"):
         make(Toy(), Store(tmp_path / "file" / "store"))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_a_store_where_no_folder_can_be_made(store: Store) -> None:
+    artifact = make(Toy(), store)
+    place = Path("/proc/no-such-folder")
+    for attempt in (lambda: make(Toy(), Store(place)), lambda: store.export(artifact, place / "store")):
+        with pytest.raises(UserError, match="cannot write to the artifact store: /proc/no-such-folder: No such file"):
+            attempt()
+    assert not nearly_full(Path("/proc"))  # it has no size, and none left
 
 
 def test_a_stages_own_error_stays_what_it_is(store: Store) -> None:

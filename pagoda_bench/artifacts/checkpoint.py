@@ -74,8 +74,9 @@ def disk_full(error: BaseException, folder: Path) -> bool:
 
 
 def nearly_full(folder: Path) -> bool:
-    """Whether the disk that holds `folder` has less than 64 kB left."""
+    """Whether the disk that holds `folder` has less than 64 kB left. What has no size at all (/proc) is no disk."""
     try:
-        return shutil.disk_usage(folder).free < 2**16
+        usage = shutil.disk_usage(folder)
     except OSError:
         return False
+    return usage.total > 0 and usage.free < 2**16

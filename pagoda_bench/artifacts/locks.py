@@ -74,9 +74,11 @@ class Faults:
                 f"the disk that holds {self.root} is full{self.doing}: free some space (e.g. 'pagoda-bench artifacts gc "
                 "--delete') and run the same command again; the work so far is kept"
             ) from error
-        if isinstance(error, OSError) and error.errno in NOT_WRITABLE and error.filename:
+        if isinstance(error, OSError) and error.filename:
             path = Path(os.fsdecode(error.filename))
-            if path.is_relative_to(self.root) or self.root.is_relative_to(path):
+            # /proc says of a folder that cannot be made that it is not there; of a file in the store this is a stage's error.
+            above = self.root.is_relative_to(path) and error.errno in (*NOT_WRITABLE, errno.ENOENT)
+            if above or (path.is_relative_to(self.root) and error.errno in NOT_WRITABLE):
                 raise UserError(
                     f"cannot write to the artifact store: {path}: {error.strerror}; choose another place with --store or "
                     "PAGODA_BENCH_STORE"

@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -283,6 +283,8 @@ class Store:
             shutil.copytree(artifact.path, stage)
             sync_tree(stage)
             other._land(stage, final)
+            with suppress(OSError):  # another export may be in it
+                stage.parent.rmdir()
         return Artifact(final)
 
 
