@@ -150,6 +150,23 @@ def test_ls_show_verify(capsys: pytest.CaptureFixture[str], store: Store) -> Non
     assert artifact.path.is_dir()
 
 
+@pytest.mark.parametrize("name", ["recipe.json", "provenance.json", "digests.json"])
+def test_an_artifact_that_lacks_a_file_is_listed_as_damaged(
+    capsys: pytest.CaptureFixture[str], store: Store, name: str
+) -> None:
+    make(Toy(seed=1), store)
+    (make(Toy(), store).path / name).unlink()
+    code, out, _ = run(capsys, "artifacts", "verify")
+    assert code == 1
+    assert f"toy/{Toy().key}: DAMAGED: {name} is missing" in out
+    assert f"toy/{Toy(seed=1).key}: whole" in out
+    assert f"(damaged: {name} is missing)" in run(capsys, "artifacts", "ls")[1]
+    assert run(capsys, "artifacts", "times")[0] == 0
+    code, out, _ = run(capsys, "artifacts", "gc", "--delete")
+    assert f"damaged artifact ({name} is missing): toy/{Toy().key}" in out
+    assert [a.key for a in store.artifacts()] == [Toy(seed=1).key]
+
+
 def test_an_artifact_of_an_unknown_kind_is_listed(capsys: pytest.CaptureFixture[str], store: Store) -> None:
     path = make(Toy(), store).path / "recipe.json"
     path.write_text(path.read_text().replace('"toy"', '"gone"'))

@@ -14,6 +14,7 @@ from toy_parallel import ToyMean, ToyShards
 from toy_site import toy_environment
 from toy_stages import Toy, interrupt, make
 
+from pagoda_bench.artifacts.gc import garbage
 from pagoda_bench.artifacts.provenance import ATTEMPTS
 from pagoda_bench.artifacts.ranks import Place, first_host, place
 from pagoda_bench.artifacts.store import Store
@@ -128,6 +129,15 @@ def test_a_shard_that_was_lost_is_made_by_the_stage_itself(tmp_path: Path) -> No
     assert run_shard(written(recipe, tmp_path), store, (0, 2)) is None
     made = run_plan(Plan([recipe], store)).artifacts[recipe.key]
     assert (made.path / "state.txt").stat().st_size == 64 * recipe.n
+
+
+def test_gc_sees_that_a_shard_is_being_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, recipe = Store(tmp_path / "store"), ToyShards()
+    seen = []
+    monkeypatch.setattr("toy_parallel.count_step", lambda: seen.append(garbage(Store(store.root), 0)))
+    assert run_shard(written(recipe, tmp_path), store, (0, 2)) is None
+    assert seen == [[]] * 6
+    assert [item.why for item in garbage(Store(store.root), 0)] == ["interrupted work"]
 
 
 def test_shards_of_a_retraining_use_nothing_older(tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import toy_stages
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from toy_stages import STEPS_LOG, Toy, ToyFailing, ToySum, ToyTrain, interrupt, make
 
+from pagoda_bench.artifacts.context import StageContext
+from pagoda_bench.artifacts.gc import garbage
 from pagoda_bench.artifacts.store import Store
 from pagoda_bench.errors import UserError
 from pagoda_bench.plan import progress
@@ -149,6 +152,25 @@ def test_two_retrainings_of_the_same_share_a_session(store: Store, lines: Lines)
     made = store.find(TOP).provenance
     outcome = run_plan(other, report=lines)
     assert outcome.artifacts[TOP.key].provenance == made
+
+
+def test_the_mark_of_a_retraining_survives_gc_while_it_runs(
+    store: Store, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    toys = toy_stages.run_sum
+
+    def look(recipe: ToySum, context: StageContext) -> None:
+        seen.append([item.why for item in garbage(Store(store.root), 0)])
+        toys(recipe, context)
+
+    monkeypatch.setattr("toy_stages.run_sum", look)
+    plan = Plan([TOP], store, retrain=True)
+    assert garbage(Store(store.root), 0) == []
+    run_plan(plan, report=lines)
+    assert seen == [[], [], []]
+    plan.begin()  # and not when it was interrupted
+    assert [item.why for item in garbage(Store(store.root), 0)] == ["mark of an interrupted --retrain"]
 
 
 # One stage, from JSON

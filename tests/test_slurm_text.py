@@ -13,6 +13,7 @@ from fake_slurm import install, options, scripts
 from toy_stages import Toy, ToyFailing, ToySum, make
 
 from pagoda_bench.artifacts.store import Store
+from pagoda_bench.cli.main import main
 from pagoda_bench.errors import UserError
 from pagoda_bench.plan import slurm_query, slurm_task
 from pagoda_bench.plan.dag import Plan
@@ -120,6 +121,19 @@ def test_a_retraining_waits_for_no_job_of_others(fake: Path, store: Store) -> No
     assert set(again.borrowed) == {above.key, *(toy.key for toy in toys)}
     assert set(submit_plan(Plan([above], store), Profile(), name="plain").borrowed) == set(again.borrowed)
     assert len(scripts(fake)) == 3
+
+
+def test_gc_spares_the_mark_of_a_retraining_in_the_queue(
+    fake: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pagoda_bench.resources.released_roots", list)
+    submit_plan(Plan([Toy()], store, retrain=True), Profile(), name="anew")
+    (mark,) = (store.root / ".retrain").iterdir()
+    for queue, there in (("101|PENDING|0:00||Priority\n", True), ("101|FAILED|0:05|n1|NonZeroExitCode\n", False)):
+        (fake / "queue").write_text(queue)
+        assert main(["artifacts", "gc", "--older-than", "0", "--delete", "--store", str(store.root)]) == 0
+        assert mark.exists() == there
+    assert "mark of an interrupted --retrain" in capsys.readouterr().out
 
 
 def test_a_sweep_that_cannot_be_read_stops_no_submission(fake: Path, store: Store) -> None:

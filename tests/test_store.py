@@ -18,6 +18,8 @@ from pagoda_bench.artifacts.checkpoint import write_json
 from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.artifacts.digests import damage
 from pagoda_bench.artifacts.gc import garbage, remove
+from pagoda_bench.artifacts.locks import shard_of
+from pagoda_bench.artifacts.retrains import lock_of
 from pagoda_bench.artifacts.store import Store, default_root
 from pagoda_bench.errors import UserError
 
@@ -305,6 +307,47 @@ def test_gc_takes_what_is_dead_and_spares_the_rest(store: Store) -> None:
     assert store.find(Toy(seed=2)) is None
     assert store.find(kept) is not None
     assert store.find(Toy(seed=1)) is not None
+
+
+def test_gc_spares_other_folders_and_what_is_being_mended(store: Store) -> None:
+    artifact = make(Toy(), store)
+    (artifact.path / "recipe.json").unlink()
+    (store.root / "mine" / "notes").mkdir(parents=True)
+    assert list(store.artifacts()) == [artifact]
+    assert [item.path for item in garbage(store, 0, [Toy(seed=1)])] == [artifact.path]
+    with Store(store.root).locked(f"toy-{Toy().key}"):
+        assert garbage(store, 0) == []
+
+
+def test_gc_spares_work_whose_shards_are_being_made(store: Store) -> None:
+    name = f"toy-{Toy().key}"
+    (store.root / ".work" / name).mkdir(parents=True)
+    found = garbage(store, 0)
+    assert [item.why for item in found] == ["interrupted work"]
+    with Store(store.root).locked(shard_of(name, 1, 4)):
+        assert garbage(store, 0) == []
+        assert remove(store, found) == 0  # it was taken up after it was found
+        assert (store.root / ".work" / name).is_dir()
+    assert len(garbage(store, 0)) == 1
+
+
+def test_gc_spares_the_mark_of_a_retraining_that_lives(store: Store) -> None:
+    mark = store.root / ".retrain" / "x.json"
+    mark.parent.mkdir(parents=True)
+    write_json(mark, {"session": "s"})
+    assert [item.path for item in garbage(store, 0)] == [mark]
+    assert garbage(store, 0, living=["s"]) == []
+    with Store(store.root).locked(lock_of("s")):
+        assert garbage(store, 0) == []
+    os.utime(mark, (0, 0))
+    assert garbage(store, 3600) != []
+    make(Toy(), store)
+    make(Toy(), store, session="t")
+    assert garbage(store, 3600) != []
+    make(Toy(), store, session="s")  # whoever works on it makes it young again
+    assert garbage(store, 3600) == []
+    remove(store, garbage(store, 0))
+    assert not mark.exists()
 
 
 # Context and places

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pagoda_bench.artifacts.checkpoint import sync
 from pagoda_bench.artifacts.digests import DIGESTS
-from pagoda_bench.artifacts.locks import Faults
+from pagoda_bench.artifacts.locks import Faults, shard_of
+from pagoda_bench.artifacts.retrains import AREA, lock_of, session_of
 from pagoda_bench.artifacts.store import Artifact, Store
 from pagoda_bench.recipes.base import Recipe, walk
 
@@ -25,21 +26,28 @@ class Garbage:
     size: int
 
 
-def garbage(store: Store, older_than: float, keep: Collection[Recipe] | None = None) -> list[Garbage]:
-    """What may go from the local store. Nothing that a living process is making is ever in it.
+def garbage(
+    store: Store, older_than: float, keep: Collection[Recipe] | None = None, living: Collection[str] = ()
+) -> list[Garbage]:
+    """What may go from the local store. Nothing that a living process is making is ever in it, nor is the mark of a retraining
+    that a process runs, or whose session is among the `living` (those that wait in a queue).
 
-    - half-written artifacts of dead processes, damaged artifacts and the trash: always;
+    - half-written artifacts of dead processes, artifacts that are damaged (moved aside, or without one of the files that
+      every artifact has) and the trash: always;
     - interrupted work, and the marks of interrupted `--retrain` runs: untouched for `older_than` seconds;
     - artifacts: only with `keep`, and then those untouched for `older_than` seconds that are neither kept nor upstream of
       a kept one.
     """
-    found = [*_leftovers(store, older_than)]
-    if keep is not None:
-        wanted = {(r.kind, r.key) for kept in keep for r in walk(kept)}
-        for artifact in store.artifacts():
-            unwanted = not artifact.released and (artifact.kind, artifact.key) not in wanted
-            if unwanted and _idle(artifact.path) >= older_than:
-                found.append(Garbage(artifact.path, "artifact that is not kept", artifact.size))
+    found = [*_leftovers(store, older_than), *_marks(store, older_than, living)]
+    wanted = {(r.kind, r.key) for kept in keep or () for r in walk(kept)}
+    for artifact in store.artifacts():
+        if artifact.released:
+            continue
+        if (lacking := artifact.lacks) is not None:
+            if _free(store, f"{artifact.kind}-{artifact.key}"):
+                found.append(Garbage(artifact.path, f"damaged artifact ({lacking} is missing)", _size(artifact.path)))
+        elif keep is not None and (artifact.kind, artifact.key) not in wanted and _idle(artifact.path) >= older_than:
+            found.append(Garbage(artifact.path, "artifact that is not kept", artifact.size))
     return found
 
 
@@ -48,13 +56,13 @@ def remove(store: Store, items: Collection[Garbage]) -> int:
     freed = 0
     with Faults(store.root):
         for item in items:
-            if item.path.parent.name == ".retrain":
+            if item.path.parent.name == AREA:
                 item.path.unlink(missing_ok=True)
             elif item.path.parent.parent == store.root and not item.path.parent.name.startswith("."):
                 store.remove(Artifact(item.path))
             elif item.path.parent.name in (".work", ".staging"):
-                with store.locked(item.path.name, wait=False) as mine:
-                    if not mine:
+                with store.locked(item.path.name, wait=False) as mine:  # a shard begins under this lock too
+                    if not (mine and _shards_free(store, item.path.name)):
                         continue
                     shutil.rmtree(item.path)
             else:
@@ -73,9 +81,15 @@ def _leftovers(store: Store, older_than: float) -> Iterator[Garbage]:
         if not (path / DIGESTS).is_file() and _free(store, path.name):
             yield Garbage(path, "artifact half written by a process that is gone", _size(path))
     for path in sorted((store.root / ".work").glob("*")):
-        if _idle(path) >= older_than and _free(store, path.name):
+        if _idle(path) >= older_than and _free(store, path.name) and _shards_free(store, path.name):
             yield Garbage(path, "interrupted work", _size(path))
-    for path in sorted((store.root / ".retrain").glob("*")):
+
+
+def _marks(store: Store, older_than: float, living: Collection[str]) -> Iterator[Garbage]:
+    for path in sorted((store.root / AREA).glob("*")):
+        session = session_of(path)
+        if session is not None and (session in living or not _free(store, lock_of(session))):
+            continue
         if _idle(path) >= older_than:
             yield Garbage(path, "mark of an interrupted --retrain", _size(path))
 
@@ -83,6 +97,11 @@ def _leftovers(store: Store, older_than: float) -> Iterator[Garbage]:
 def _free(store: Store, name: str) -> bool:
     with store.locked(name, wait=False) as mine:
         return mine
+
+
+def _shards_free(store: Store, name: str) -> bool:
+    """Whether no process makes a shard of what is called so."""
+    return all(_free(store, path.stem) for path in (store.root / ".locks").glob(f"{shard_of(name)}.lock"))
 
 
 def _size(path: Path) -> int:

@@ -57,6 +57,12 @@ class Locks:
             lock.release()
 
 
+def shard_of(name: str, index: int | str = "*", count: int | str = "*") -> str:
+    """The name of the lock that a process holds while it makes a shard of the artifact whose own lock is `name`, which it does
+    not hold meanwhile. Without numbers: a pattern for all of them."""
+    return f"{name}.{index}of{count}"
+
+
 class Faults:
     """A context in which a full disk, or a store below `root` that cannot be written to, ends in a `UserError` of one line."""
 

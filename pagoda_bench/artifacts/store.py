@@ -14,6 +14,7 @@ nothing, the next holder of the lock lands it.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.artifacts.digests import ABOUT, DIGESTS, PROVENANCE, RECIPE, damage, files, write_digests
 from pagoda_bench.artifacts.locks import Faults, Locks
 from pagoda_bench.artifacts.provenance import ATTEMPTS, Attempt, describe
+from pagoda_bench.artifacts.retrains import touch
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.registry import read_recipe
@@ -82,6 +84,11 @@ class Artifact:
         """SHA-256 over all payload files; empty when it cannot be read."""
         value = read_json(self.path / DIGESTS)
         return str(value.get("digest", "")) if isinstance(value, dict) else ""
+
+    @property
+    def lacks(self) -> str | None:
+        """The first of the files of every artifact that is not there: it is damaged then."""
+        return next((name for name in (*ABOUT, DIGESTS) if not (self.path / name).is_file()), None)
 
     @property
     def size(self) -> int:
@@ -140,10 +147,10 @@ class Store:
         return None
 
     def artifacts(self) -> Iterator[Artifact]:
-        """All artifacts, local ones first, by kind and key; not verified."""
+        """All artifacts, local ones first, by kind and key; not verified, and of a damaged one any file may be missing."""
         for root, released in ((self.root, False), *((root, True) for root in self.released)):
             for path in sorted(root.glob("[!.]*/[!.]*")):
-                if (path / RECIPE).is_file():
+                if re.fullmatch("[0-9a-f]{20}", path.name) and path.is_dir():
                     yield Artifact(path, released)
 
     def half_made(self, recipe: Recipe) -> bool:
@@ -182,6 +189,7 @@ class Store:
             work.mkdir(parents=True, exist_ok=True)
             stage.mkdir(parents=True)
             attempt = Attempt(work, session)
+            touch(self.root, session)
 
             def progress(done: int, total: int, info: Info) -> None:
                 attempt.beat()
@@ -193,6 +201,7 @@ class Store:
                 yield context
                 self._publish(recipe, stage, describe(recipe, context.facts, attempt, inputs))
             finally:
+                touch(self.root, session)
                 if stage.is_dir():
                     attempt.close()
                     if not (stage / DIGESTS).is_file():

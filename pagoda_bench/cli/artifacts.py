@@ -216,13 +216,15 @@ def gc(delete: bool, older_than: float, keep: tuple[str, ...], store_path: Path 
     """Clear the local store of what is not needed.
 
     Goes always: what processes that are gone left half written, damaged artifacts, and the trash. Goes after --older-than
-    days: interrupted work (the checkpoints that a repeated command would go on from). Goes only with --keep: artifacts.
-    What a living process is making never goes, nor do released artifacts.
+    days: interrupted work (the checkpoints that a repeated command would go on from), and the marks of interrupted --retrain
+    runs (without its mark, such a command starts anew). Goes only with --keep: artifacts. What a living process is making
+    never goes, nor does the mark of a retraining that runs or waits in a queue, nor do released artifacts.
     """
     from pagoda_bench.artifacts.gc import garbage, remove
+    from pagoda_bench.plan.watch import retrainings
 
     store = open_store(store_path)
-    items = garbage(store, older_than * 86400, [_kept(store, name) for name in keep] if keep else None)
+    items = garbage(store, older_than * 86400, [_kept(store, name) for name in keep] if keep else None, retrainings(store))
     freed = remove(store, items) if delete else 0
     total = sum(item.size for item in items)
     if as_json:
@@ -242,6 +244,8 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
         title = artifact.recipe.title
     except UserError:  # made by another release, or by a package that is not installed here
         title = "(recipe not known to this installation)"
+    if artifact.lacks is not None:
+        title = f"(damaged: {artifact.lacks} is missing)"
     return {
         "kind": artifact.kind,
         "key": artifact.key,

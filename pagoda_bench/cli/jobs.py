@@ -86,7 +86,7 @@ def resume(name: str, keys: tuple[str, ...], cluster: str | None, jobs: int | No
     if here and cluster is not None:
         raise UserError(f"--cluster is for sweeps on a cluster; {sweep.name} ran on this machine")
     if not here and jobs is not None:
-        raise UserError(f"--jobs is for local sweeps; of {sweep.name}, the cluster's profile says what runs at a time ('parallel')")
+        raise UserError(f"--jobs is for local sweeps; of {sweep.name} the cluster's profile says it ('parallel')")
     wanted = set(sweep.dependants(sweep.pick(keys))) if keys else set(sweep.tasks)
     tasks = overview(sweep, store).tasks
     missing = [t.key for t in tasks if t.key in wanted and t.state in ("failed", "blocked", "not submitted")]

@@ -37,7 +37,8 @@ def meant(name: str, store: Store, places: Mapping[str, Path] | None = None) -> 
     table, colon, row = name.partition(":")
     if colon:
         return _in_table(table, row, places or {})
-    recipes = {artifact.name: artifact.recipe for artifact in store.artifacts() if _means(name, artifact)}
+    whole = (artifact for artifact in store.artifacts() if artifact.lacks is None)
+    recipes = {artifact.name: artifact.recipe for artifact in whole if _means(name, artifact)}
     if len(recipes) == 1:
         return next(iter(recipes.values()))
     if not recipes:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pagoda_bench.artifacts.checkpoint import read_json
 from pagoda_bench.artifacts.locks import Faults
+from pagoda_bench.artifacts.retrains import AREA, lock_of, session_of, touch
 from pagoda_bench.artifacts.store import Artifact, Store
 from pagoda_bench.plan.estimate import Estimate, Estimator
 from pagoda_bench.recipes.base import Recipe
@@ -84,11 +85,21 @@ class Plan:
     @property
     def _mark(self) -> Path:
         name = hashlib.sha256(" ".join(sorted(self.asked)).encode()).hexdigest()[:20]
-        return self.store.root / ".retrain" / f"{name}.json"
+        return self.store.root / AREA / f"{name}.json"
 
     def _marked(self) -> str | None:
-        value = read_json(self._mark)
-        return str(value["session"]) if isinstance(value, dict) and "session" in value else None
+        return session_of(self._mark)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """`begin`, and while the body makes the plan a lock that says so. A process that joins another's retraining goes on
+        without it."""
+        self.begin()
+        if self.session is None:
+            yield
+            return
+        with self.store.locked(lock_of(self.session), wait=False):
+            yield
 
     def begin(self) -> None:
         """Marks the retraining as begun. If another process has begun the same one since, this plan joins it."""
@@ -103,6 +114,7 @@ class Plan:
             except FileExistsError:
                 if self._joins:
                     self.session = self._marked() or self.session
+                touch(self.store.root, self.session)
             finally:
                 ours.unlink()
 

@@ -41,13 +41,19 @@ def run_plan(
         UserError: a stage failed. With `keep_going` the failure is noted instead, for the stage and for all that needs it,
             and the rest is made.
     """
+    with plan.running():
+        outcome = _run(plan, data, keep_going, report or reporter())
+        if not outcome.failures:
+            plan.end()
+        return outcome
+
+
+def _run(plan: Plan, data: Mapping[str, Path] | None, keep_going: bool, report: Reporter) -> Outcome:
     store, outcome = plan.store, Outcome()
-    plan.begin()
     for key, node in plan.nodes.items():
         if node.state != "to make" and (artifact := store.find(node.recipe, plan.session)):
             outcome.artifacts[key] = artifact
     wanted = plan.to_make
-    report = report or reporter()
     notify, store.notify = store.notify, report.say
     try:
         for number, recipe in enumerate(wanted, 1):
@@ -65,8 +71,6 @@ def run_plan(
     finally:
         store.notify = notify
         report.close()
-    if not outcome.failures:
-        plan.end()
     return outcome
 
 

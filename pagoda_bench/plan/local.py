@@ -42,23 +42,23 @@ def run_local(
 ) -> Outcome:
     """Makes what is to make with `jobs` processes at a time (default: one a GPU, else one). `gpus`: their ids (default: those
     that are visible). `about` goes into the sweep's sweep.json. Ctrl-C stops all of them with their work saved."""
-    plan.begin()
     outcome = Outcome()
-    for key, node in plan.nodes.items():
-        if node.state != "to make" and (artifact := plan.store.find(node.recipe, plan.session)):
-            outcome.artifacts[key] = artifact
-    if plan.to_make:
-        devices = visible_gpus() if gpus is None else list(gpus)
-        said = {"started": started(os.getpid()), **(about or {})}
-        sweep = Sweep.create(plan, name, executor="local", data=data or {}, **said)
-        workers = max(1, min(jobs or len(devices) or 1, len(sweep.tasks)))
-        report = report or reporter()
-        try:
-            _Queue(plan, sweep, workers, devices, retries or Retries(), report, outcome).run()
-        finally:
-            report.close()
-    if not outcome.failures:
-        plan.end()
+    with plan.running():
+        for key, node in plan.nodes.items():
+            if node.state != "to make" and (artifact := plan.store.find(node.recipe, plan.session)):
+                outcome.artifacts[key] = artifact
+        if plan.to_make:
+            devices = visible_gpus() if gpus is None else list(gpus)
+            said = {"started": started(os.getpid()), **(about or {})}
+            sweep = Sweep.create(plan, name, executor="local", data=data or {}, **said)
+            workers = max(1, min(jobs or len(devices) or 1, len(sweep.tasks)))
+            report = report or reporter()
+            try:
+                _Queue(plan, sweep, workers, devices, retries or Retries(), report, outcome).run()
+            finally:
+                report.close()
+        if not outcome.failures:
+            plan.end()
     return outcome
 
 

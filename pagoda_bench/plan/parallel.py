@@ -21,8 +21,9 @@ from typing import Any
 
 from pagoda_bench.artifacts.checkpoint import read_json, write_json
 from pagoda_bench.artifacts.context import StageContext
-from pagoda_bench.artifacts.locks import Faults
+from pagoda_bench.artifacts.locks import Faults, shard_of
 from pagoda_bench.artifacts.provenance import ATTEMPTS, Attempt
+from pagoda_bench.artifacts.retrains import touch
 from pagoda_bench.artifacts.store import Artifact, Store
 from pagoda_bench.errors import UserError
 from pagoda_bench.plan.inline import load_function, load_runner, run_stage
@@ -82,7 +83,8 @@ def _share(
     work, own = store.root / ".work" / name, f".shard-{shard[0]}-{shard[1]}"
     inputs = _inputs(recipe, store, session)
     sharder = load_function(recipe, recipe.sharder)
-    with Faults(store.root, f" while making {recipe.title}"):
+    # Of the shard's own lock gc sees that somebody works here; it is taken first, since the other is taken again at the end.
+    with Faults(store.root, f" while making {recipe.title}"), store.locked(shard_of(name, *shard)):
         with store.locked(name):  # while another process makes the whole, there is nothing to share
             if store.find(recipe, session) is not None:
                 return True
@@ -92,6 +94,7 @@ def _share(
             if not (work / ATTEMPTS).exists():
                 write_json(work / ATTEMPTS, {"session": session, "attempts": []})
         attempt = Attempt(work / own, session)
+        touch(store.root, session)
         report.start(recipe, 1, 1)
 
         def progress(done: int, total: int, info: Info) -> None:
@@ -107,6 +110,7 @@ def _share(
             return True  # somebody made the whole meanwhile, and took the work folder away
         finally:
             attempt.close()
+            touch(store.root, session)
         with store.locked(name):
             _keep_time(work, own, session)
     report.say(f"shard {shard[0]} of {shard[1]} of {recipe.title} is there{'' if whole else '; others are not yet'}")

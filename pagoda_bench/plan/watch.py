@@ -21,7 +21,7 @@ from pagoda_bench.artifacts.store import Artifact, Store
 from pagoda_bench.plan import slurm_query as slurm
 from pagoda_bench.plan.attempts import DONE, tail
 from pagoda_bench.plan.processes import started
-from pagoda_bench.plan.sweeps import Sweep, Task
+from pagoda_bench.plan.sweeps import Sweep, Task, sweeps
 
 State = Literal["done", "running", "pending", "failed", "blocked", "not submitted"]
 STATES: tuple[State, ...] = ("done", "running", "pending", "failed", "blocked", "not submitted")
@@ -125,6 +125,12 @@ def overview(sweep: Sweep, store: Store) -> Overview:
     if found.tasks and found.counts["done"] == len(found.tasks) and not sweep.closed and os.access(sweep.folder, os.W_OK):
         sweep.close()
     return found
+
+
+def retrainings(store: Store) -> set[str]:
+    """The sessions of the retrainings of which something runs or waits, here or on a cluster; each costs an `overview`."""
+    unfinished = [sweep for sweep in sweeps(store) if sweep.about["session"] is not None and not sweep.closed]
+    return {sweep.about["session"] for sweep in unfinished if not overview(sweep, store).over}
 
 
 def made(task: Task, store: Store, session: str | None) -> Path | None:
