@@ -337,8 +337,10 @@ def test_gc_spares_the_mark_of_a_retraining_that_lives(store: Store) -> None:
     write_json(mark, {"session": "s"})
     assert [item.path for item in garbage(store, 0)] == [mark]
     assert garbage(store, 0, living=["s"]) == []
+    found = garbage(store, 0)
     with Store(store.root).locked(lock_of("s")):
         assert garbage(store, 0) == []
+        assert remove(store, found) == 0
     os.utime(mark, (0, 0))
     assert garbage(store, 3600) != []
     make(Toy(), store)

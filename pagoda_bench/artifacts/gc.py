@@ -57,6 +57,8 @@ def remove(store: Store, items: Collection[Garbage]) -> int:
     with Faults(store.root):
         for item in items:
             if item.path.parent.name == AREA:
+                if _runs(store, item.path):
+                    continue
                 item.path.unlink(missing_ok=True)
             elif item.path.parent.parent == store.root and not item.path.parent.name.startswith("."):
                 store.remove(Artifact(item.path))
@@ -87,11 +89,14 @@ def _leftovers(store: Store, older_than: float) -> Iterator[Garbage]:
 
 def _marks(store: Store, older_than: float, living: Collection[str]) -> Iterator[Garbage]:
     for path in sorted((store.root / AREA).glob("*")):
-        session = session_of(path)
-        if session is not None and (session in living or not _free(store, lock_of(session))):
-            continue
-        if _idle(path) >= older_than:
+        if _idle(path) >= older_than and session_of(path) not in living and not _runs(store, path):
             yield Garbage(path, "mark of an interrupted --retrain", _size(path))
+
+
+def _runs(store: Store, mark: Path) -> bool:
+    """Whether a process runs the retraining of that mark."""
+    session = session_of(mark)
+    return session is not None and not _free(store, lock_of(session))
 
 
 def _free(store: Store, name: str) -> bool:

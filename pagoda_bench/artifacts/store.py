@@ -4,6 +4,7 @@
     <root>/.work/<kind>-<key>/           checkpoints of a stage in progress; survives a kill
     <root>/.staging/<kind>-<key>/        an artifact being written; lands by one rename
     <root>/.locks/<kind>-<key>.lock      held by the process that makes the artifact; .json beside it says who
+    <root>/.retrain/                     the marks of unfinished retrainings (see retrains.py)
     <root>/.damaged/, <root>/.trash/     moved aside; removed by `pagoda-bench artifacts gc`
 
 Whoever holds the lock owns staging and work of that key. The lock ends with the process, so what a dead process left is
