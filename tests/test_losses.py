@@ -119,6 +119,23 @@ def test_discriminator_is_seeded_and_conditional() -> None:
     assert not torch.equal(other.mix_channels[0].weight, nets[0].mix_channels[0].weight)
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_deep_discriminator_has_as_many_logits_at_every_scale_and_sees_a_quarter(deep: bool) -> None:
+    """Of the finest map, 32x32 places, the corner logit of a light head sees 8x8, that of a deep head 16x16."""
+    torch.manual_seed(0)
+    net = ProjectedDiscriminator((8, 12, 16, 16), classes=4, width=8, seed=5, deep=deep).eval()
+    maps = [torch.randn(2, c, s, s) for c, s in ((8, 32), (12, 16), (16, 8), (16, 4))]
+    labels = torch.tensor([0, 3])
+    logits = net(maps, labels)
+    assert logits.shape == (2, 4 * 4 if deep else 4 + 16 + 16 + 16)
+    finest = net.see(maps)[0].detach().requires_grad_()
+    one = net.heads[0](finest, labels)[0, 0]
+    (seen,) = torch.autograd.grad(one, finest)
+    share = float((seen[0].abs().sum(0) > 0).float().mean())
+    assert share == (1 / 4 if deep else 1 / 16)
+    assert seen[1].abs().sum() == 0
+
+
 def test_accumulated_gradients_are_those_of_the_weighted_sum() -> None:
     """Three terms, two of them of one image; a loss scale comes out in the gradients and not in the factors."""
     torch.manual_seed(0)

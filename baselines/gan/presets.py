@@ -8,6 +8,7 @@ from typing import Any
 Values = dict[str, Any]
 
 _TRAIN: Values = {"batch": 16, "lr": 2.0e-3, "betas": [0.0, 0.99], "ema": 0.995, "precision": "bf16"}
+_SMALL: Values = {**_TRAIN, "lr": 3.0e-3}
 _TRAIN_32: Values = {**_TRAIN, "batch": 32}
 _LONG: Values = {
     "steps": 500_000,
@@ -28,14 +29,14 @@ PRESETS: dict[str, Values] = {
         "adversary": {"width": 16},
     },
     "embedded": {
-        "net": {"channels": [96, 96], "layers": [2, 2], "mapping_rate": 0.1},
-        "stem": {"train": _TRAIN, "share": 0.2},
+        "net": {"channels": [96, 96], "layers": [2, 2], "mapping_rate": 1.0},
+        "stem": {"train": _SMALL, "share": 0.3},
         "grown": [
-            {"channels": 64, "train": _TRAIN, "share": 0.35},
-            {"channels": 48, "train": _TRAIN, "share": 0.55},
-            {"channels": 32, "train": _TRAIN},
+            {"channels": 64, "train": _SMALL, "share": 0.42},
+            {"channels": 48, "train": _SMALL, "share": 0.58},
+            {"channels": 32, "train": _SMALL},
         ],
-        "adversary": {"width": 64, "updates": 4},
+        "adversary": {"discriminator": "deep", "width": 64, "updates": 2},
     },
     "cifar10": {
         "net": {"channels": [96, 96], "layers": [2, 2], "mapping_rate": 0.1},

@@ -53,7 +53,8 @@ class Adversary(Config):
 
     features: Literal["embedded", "projected"] = "embedded"
     projected: ProjectedConfig = ProjectedConfig()
-    discriminator: Literal["light", "stylegan-xl"] = "light"
+    # "deep": light heads that halve their maps until a logit sees a quarter of the image and more
+    discriminator: Literal["light", "deep", "stylegan-xl"] = "light"
     width: int = Field(64, gt=0)
     updates: int = Field(2, ge=1)  # at most, in a step
     until: float = Field(0.0, ge=0, lt=2)
@@ -141,7 +142,7 @@ KNOWN = {"net", "stem", "grown", "adversary", "truncation", "match"}
         "net": {"channels": [16, 16], "layers": [1, 1], "latent": 8, "width": 16},
         "stem": {"train": {"steps": 6, "batch": 8, "warmup": 1}},
         "grown": [{"channels": 8, "layers": 1, "train": {"steps": 6, "batch": 8, "warmup": 1}}],
-        "adversary": {"width": 8, "until": 1.5},
+        "adversary": {"discriminator": "deep", "width": 8, "until": 1.5},
         "match": None,
     },
 )

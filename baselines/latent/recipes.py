@@ -72,7 +72,7 @@ class Autoencoder(Trained, kind="autoencoder"):
         return f"autoencoder {self.resolution}px f{self.net.factor}"
 
 
-class LatentDiffusion(Trained, kind="latent-diffusion"):
+class LatentDiffusion(Trained, kind="latent-diffusion", version=2):
     """Stage 2: an EDM diffusion model of the latents, which are shifted and scaled to EDM's deviation of 0.5 a channel.
 
     With `drop`, that part of the labels is replaced by one more class, "none", whose number is `net.classes`: the model then

@@ -30,14 +30,19 @@ class Judge(nn.Module):
 
 
 class ProjectedDiscriminator(Judge):
-    """Maps (finest first, map i at half the size of map i-1) and labels (N,) to logits (N, M): M over scales and places."""
+    """Maps (finest first, map i at half the size of map i-1) and labels (N,) to logits (N, M): M over scales and places.
 
-    def __init__(self, channels: Sequence[int], classes: int, width: int = 32, seed: int = 0) -> None:
+    A head halves its map once, so that a logit of a fine scale sees a small part of the image. A `deep` one, as in
+    StyleGAN-XL, halves it until all scales are as small as the coarsest: a logit then sees a quarter of its map and more.
+    """
+
+    def __init__(self, channels: Sequence[int], classes: int, width: int = 32, seed: int = 0, *, deep: bool = False) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.mix_channels = nn.ModuleList(_fixed(c, width, generator) for c in channels)
         self.mix_scales = nn.ModuleList(_fixed(width, width, generator) for _ in channels[:-1])
-        self.heads = nn.ModuleList(_Head(width, classes) for _ in channels)
+        count = len(channels)
+        self.heads = nn.ModuleList(_Head(width, classes, count - i if deep else 1) for i in range(count))
 
     def see(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The mixed maps, finest first."""
@@ -52,29 +57,41 @@ class ProjectedDiscriminator(Judge):
 
 
 class _Head(nn.Module):
-    """A strided convolution, then one logit a place: what the place shows, plus how well it goes with the class.
+    """Strided convolutions, then one logit a place: what the place shows, plus how well it goes with the class.
 
-    The convolution is normalised (spectral norm, then batch norm over the images of the call: reals and fakes apart, as in
+    A convolution is normalised (spectral norm, then batch norm over the images of the call: reals and fakes apart, as in
     the official code); the last layers are free, or no logit could reach the hinge's margin.
     """
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, classes: int, halvings: int = 1) -> None:
         super().__init__()
-        conv = spectral_norm(nn.Conv2d(width, width, 3, stride=2, padding=1))
-        assert isinstance(conv, nn.Conv2d)
-        self.conv = conv
-        self.norm = nn.BatchNorm2d(width)
+        self.conv, self.norm = _strided(width), nn.BatchNorm2d(width)
+        self.deeper = nn.ModuleList(nn.ModuleList([_strided(width), nn.BatchNorm2d(width)]) for _ in range(halvings - 1))
         self.logit = nn.Conv2d(width, 1, 1)
         self.embed = nn.Embedding(classes, width)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        # On a single place a stride changes nothing, but oneDNN's bfloat16 gradient of a strided convolution is wrong there
-        # (PyTorch 2.15 on a CPU: it reads memory that nobody wrote).
-        h = F.conv2d(x, self.conv.weight, self.conv.bias, padding=1) if x.shape[-1] == 1 else self.conv(x)
-        h = F.leaky_relu(self.norm(h), 0.2)
+        h = F.leaky_relu(self.norm(_halved(self.conv, x)), 0.2)
+        for conv, norm in self.deeper:
+            h = F.leaky_relu(norm(_halved(conv, h)), 0.2)
         match = (h * self.embed(labels)[:, :, None, None]).sum(1, keepdim=True) * h.shape[1] ** -0.5
         # Every scale weighs the same, however many places it has: at most 4x4 of them.
-        return F.adaptive_avg_pool2d(self.logit(h) + match, min(4, x.shape[-1] // 2 or 1)).flatten(1)
+        return F.adaptive_avg_pool2d(self.logit(h) + match, min(4, h.shape[-1])).flatten(1)
+
+
+def _strided(width: int) -> nn.Conv2d:
+    conv = spectral_norm(nn.Conv2d(width, width, 3, stride=2, padding=1))
+    assert isinstance(conv, nn.Conv2d)
+    return conv
+
+
+def _halved(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """`conv(x)`. On a single place a stride changes nothing, but oneDNN's bfloat16 gradient of a strided convolution is wrong
+    there (PyTorch 2.15 on a CPU: it reads memory that nobody wrote)."""
+    if x.shape[-1] == 1:
+        return F.conv2d(x, conv.weight, conv.bias, padding=1)
+    found: Tensor = conv(x)
+    return found
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:

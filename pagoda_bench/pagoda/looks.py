@@ -123,18 +123,22 @@ def build_eyes(config: ProjectedConfig) -> Eyes:
 
 
 def judge_of(loss: LossConfig, features: FeatureModel | None, classes: int, seed: int) -> Judge:
-    """A discriminator of maps and labels, drawn from `seed`: the light one, or that of StyleGAN-XL."""
+    """A discriminator of maps and labels, drawn from `seed`: the light one, that with deep heads, or that of StyleGAN-XL."""
+    deep = loss.discriminator == "deep"
     if loss.discriminator == "stylegan-xl":
         if loss.features != "projected":
             raise UserError("loss.discriminator 'stylegan-xl' looks at loss.features 'projected': set both")
         return MultiscaleDiscriminator(classes, kinds=loss.projected.backbones, seed=seed)
     if loss.features == "projected":
         return _Side(
-            [ProjectedDiscriminator(CHANNELS, classes, loss.discriminator_width, seed) for _ in loss.projected.backbones]
+            [
+                ProjectedDiscriminator(CHANNELS, classes, loss.discriminator_width, seed, deep=deep)
+                for _ in loss.projected.backbones
+            ]
         )
     if features is None:
         raise UserError("loss.features 'embedded' needs a feature network: name one in `features`")
-    return ProjectedDiscriminator(features.channels, classes, loss.discriminator_width, seed)
+    return ProjectedDiscriminator(features.channels, classes, loss.discriminator_width, seed, deep=deep)
 
 
 class _Side(Judge):

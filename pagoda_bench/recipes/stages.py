@@ -158,7 +158,7 @@ class LossConfig(Config):
     features: Literal["embedded", "projected"] = "embedded"  # what L_rec and the discriminator look through
     projected: ProjectedConfig = ProjectedConfig()
     distance: Literal["features", "lpips", "l2"] = "features"  # of L_rec
-    discriminator: Literal["light", "stylegan-xl"] = "light"
+    discriminator: Literal["light", "deep", "stylegan-xl"] = "light"
     gan: Literal["hinge", "non-saturating"] = "hinge"
     updates: Literal["joint", "separate"] = "joint"  # L_rec and L_adv in one step of the optimiser, or one after the other
     adversarial_rec: float = Field(0.0, ge=0)  # weight of a second discriminator, which judges reconstructions (0.5 at 512 px)
