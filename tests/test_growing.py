@@ -22,7 +22,7 @@ from pagoda_bench.metrics.protocol import Protocol
 from pagoda_bench.metrics.stages import alignment
 from pagoda_bench.recipes.base import walk
 from pagoda_bench.recipes.features import Pretrained
-from pagoda_bench.tables import panels, plots, render, spec, verdict
+from pagoda_bench.tables import panels, render, spec, style, verdict
 from pagoda_bench.tables.assemble import assemble, trained_from, weights
 from pagoda_bench.tables.cells import ALIGNMENT, DISTANCE, Cell, from_csv, to_csv
 from pagoda_bench.tables.lines import PlotSpec
@@ -205,7 +205,7 @@ def test_nothing_is_clipped_and_labels_do_not_touch(plot: PlotSpec) -> None:
             assert box.y1 <= page.y1
         for first, second in pairwise(ticks):
             assert not first.overlaps(second)
-    assert plots.files(figure) == plots.files(panels.panels(plot, CELLS))  # type: ignore[arg-type]
+    assert style.files(figure) == style.files(panels.panels(plot, CELLS))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

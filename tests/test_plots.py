@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from pagoda_bench.tables import grids, plots
+from pagoda_bench.tables import grids, plots, style
 from pagoda_bench.tables.cells import DISTANCE, Cell
 from pagoda_bench.tables.grids import Samples
 
@@ -45,8 +45,8 @@ def test_the_same_cells_give_the_same_bytes(draw: Callable[[list[Cell]], Figure 
     first, second = draw(CELLS), draw(CELLS)
     assert first is not None
     assert second is not None
-    assert plots.files(first) == plots.files(second)
-    assert b"<dc:date>" not in plots.files(first)["svg"]
+    assert style.files(first) == style.files(second)
+    assert b"<dc:date>" not in style.files(first)["svg"]
 
 
 CROWDED = [
@@ -128,6 +128,21 @@ def test_the_grid_shows_pixels_as_they_are() -> None:
     assert figure is not None
     texts = [text.get_text() for text in figure.texts]
     assert texts == ["A", "2 px", "B", "8 px, 1 evaluation", "disc\non dark", "a\nvery long …", "c", "caption"]
-    with Image.open(io.BytesIO(plots.files(figure)["png"])) as picture:
+    with Image.open(io.BytesIO(style.files(figure)["png"])) as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []}
     assert {(255, 0, 0), (0, 255, 0), (0, 0, 255), (64, 64, 64)} <= colours
+
+
+def test_many_rows_are_shown_on_several_pages_below_the_real_images_of_their_sizes() -> None:
+    def row(label: str, side: int, real: bool = False) -> Samples:
+        return Samples(label=label, images=np.zeros((2, side, side, 3), np.uint8), group=label, real=real)
+
+    real = [row("real 8", 8, True), row("real 64", 64, True)]
+    few = real + [row(str(i), 8) for i in range(10)]
+    assert grids.pages(few) == [few]
+    pages = grids.pages([*few, *(row(str(i), 64) for i in range(10, 20))])
+    assert [[r.label for r in page] for page in pages] == [
+        ["real 8", *"01234567"],
+        ["real 8", "real 64", *"89", *map(str, range(10, 16))],
+        ["real 64", *map(str, range(16, 20))],
+    ]

@@ -15,24 +15,38 @@ from pagoda_bench.artifacts.store import Artifact
 from pagoda_bench.data import open_dataset
 from pagoda_bench.recipes.data import DataConfig, ImageData, PreparedData
 from pagoda_bench.tables.cells import Cell
-from pagoda_bench.tables.plots import STYLE, evaluations
+from pagoda_bench.tables.plots import evaluations
 from pagoda_bench.tables.render import REAL
 from pagoda_bench.tables.spec import Table
+from pagoda_bench.tables.style import DPI, STYLE
 
 TILE = 0.58  # inches that one sample takes, whatever its resolution
 GREY = "#666666"
+PAGE = 12  # rows in a figure; of more, every figure but the last has MANY
+MANY = 8
 LABEL, LETTER = 1.75, 0.07  # inches for the labels at the left, at least; of a letter of theirs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
     """The first samples of a row, one a class in the order of the classes: uint8 (K, R, R, 3). `group` parts the figure
-    into blocks with a little space between them."""
+    into blocks with a little space between them; `real` images stand above those of a method."""
 
     label: str
     images: NDArray[np.uint8]
     group: str
     note: str = ""
+    real: bool = False
+
+
+def pages(rows: Sequence[Samples]) -> list[list[Samples]]:
+    """The rows of each figure: all in one where that can be read at a glance, else a few in each, below the real images of
+    their resolutions."""
+    if len(rows) <= PAGE:
+        return [list(rows)]
+    real, methods = [r for r in rows if r.real], [r for r in rows if not r.real]
+    parts = [methods[i : i + MANY] for i in range(0, len(methods), MANY)]
+    return [[r for r in real if r.images.shape[1] in {m.images.shape[1] for m in part}] + part for part in parts]
 
 
 def sample_grid(rows: Sequence[Samples], classes: Sequence[str], caption: str) -> Figure | None:
@@ -46,8 +60,10 @@ def sample_grid(rows: Sequence[Samples], classes: Sequence[str], caption: str) -
     label = max(LABEL, LETTER * max(len(row.label) for row in rows) + 0.15)
     width = label + columns * TILE + 0.08
     height = top + bottom + len(rows) * TILE + (len(rows) - 1) * between + sum(gaps)
+    pixels = side + 2 * _edge(side)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(width, height))
+        # As many dots as the largest tile has pixels, or a multiple: nothing is resampled.
+        figure = Figure(figsize=(width, height), dpi=pixels * max(1, round(DPI * TILE / pixels)) / TILE)
         y = height - top
         for row, gap in zip(rows, gaps, strict=True):
             y -= gap + TILE
@@ -72,12 +88,17 @@ def _strip(images: NDArray[np.uint8], columns: int, side: int) -> NDArray[np.uin
     repeat = max(1, side // images.shape[1])
     big = images.repeat(repeat, axis=1).repeat(repeat, axis=2)
     tile = big.shape[1]
-    edge = max(1, tile // 32)
+    edge = _edge(tile)
     strip = np.full((tile + 2 * edge, columns * (tile + 2 * edge), 3), 255, dtype=np.uint8)
     for i, image in enumerate(big):
         left = i * (tile + 2 * edge) + edge
         strip[edge : edge + tile, left : left + tile] = image
     return strip
+
+
+def _edge(tile: int) -> int:
+    """White pixels at each side of a tile."""
+    return max(1, tile // 32)
 
 
 def _short(name: str) -> str:
@@ -98,7 +119,8 @@ def rows_of(table: Table, artifacts: Mapping[str, Artifact], cells: Sequence[Cel
         with Image.open(path) as picture:
             line = np.asarray(picture.convert("RGB"))[: row.resolution]
         images = np.stack(np.split(line, line.shape[1] // row.resolution, axis=1))
-        rows.append(Samples(label=row.label, images=images, group=row.row, note=evaluations(known[row.id])))
+        note = evaluations(known[row.id])
+        rows.append(Samples(label=row.label, images=images, group=row.row, note=note, real=row.system == REAL))
     return rows
 
 

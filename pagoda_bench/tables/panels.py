@@ -11,8 +11,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pagoda_bench.tables.cells import ALIGNMENT, DISTANCE, Cell
 from pagoda_bench.tables.lines import PlotSpec
-from pagoda_bench.tables.plots import FLOOR_COLOUR, PALETTE, STYLE
+from pagoda_bench.tables.plots import FLOOR_COLOUR, PALETTE
 from pagoda_bench.tables.render import REAL, number
+from pagoda_bench.tables.style import STYLE
 
 WIDTH, HEIGHT = 3.7, 2.9  # inches of a panel
 LINE = 14  # letters of a label in one line

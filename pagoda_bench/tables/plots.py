@@ -1,52 +1,27 @@
 """The figures of a table: distance against resolution, distance against training work, and uncurated samples.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; every series is also labelled where it ends. Files
-are byte-identical for identical numbers: no dates, no random ids.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; every series is also labelled where it ends.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from PIL import Image
 
 from pagoda_bench.tables.cells import DISTANCE, Cell, values
 from pagoda_bench.tables.render import REAL
+from pagoda_bench.tables.style import STYLE
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 FLOOR_COLOUR = "#666666"
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "ytick.minor.width": 0.4,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "pagoda-bench",
-    "path.simplify": False,
-}
-
-
-COLOURS = 160  # of a strip of photographs in an SVG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,29 +32,6 @@ class Series:
     points: Sequence[Cell]
     colour: str
     marker: str
-
-
-def files(figure: Figure) -> dict[str, bytes]:
-    """The figure as {"png": bytes, "svg": bytes}, without dates and software versions.
-
-    Photographs inside an SVG have at most `COLOURS` colours a strip, which halves the file; the PNG has them all.
-    """
-    out = {}
-    with matplotlib.rc_context(STYLE):
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=130, metadata=metadata)
-            out[kind] = buffer.getvalue()
-    out["svg"] = re.sub(rb"(?<=data:image/png;base64,)[A-Za-z0-9+/=\s]+", _fewer_colours, out["svg"])
-    return out
-
-
-def _fewer_colours(found: re.Match[bytes]) -> bytes:
-    """A base64 PNG with a palette of at most `COLOURS`, without dithering."""
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(base64.b64decode(found[0]))) as image:
-        image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue())
 
 
 def series(cells: Sequence[Cell]) -> tuple[list[Series], list[Cell]]:

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pagoda_bench.tables.cells import DISTANCE, Cell, values
-from pagoda_bench.tables.plots import FLOOR_COLOUR, MARKERS, PALETTE, STYLE, axes_of, limits, n_of, ticks
+from pagoda_bench.tables.plots import FLOOR_COLOUR, MARKERS, PALETTE, axes_of, limits, n_of, ticks
 from pagoda_bench.tables.render import REAL
+from pagoda_bench.tables.style import STYLE
 
 
 def distance_against(cells: Sequence[Cell], against: Mapping[str, str], label: str) -> Figure | None:

@@ -97,25 +97,29 @@ def _put(data: bytes, path: Path) -> None:
 
 
 def _figures(found: Report) -> dict[str, bytes]:
-    from pagoda_bench.tables import grids, panels, plots, relation
+    from pagoda_bench.tables import grids, panels, plots, relation, style
 
     name, short = stem(found.table), found.table.name  # the grid shows the first block, the same whatever is scored
     group = next(iter(long_form.together(found.cells)), [])  # figures show one protocol only
-    rows = grids.rows_of(found.table, found.artifacts, found.cells)
+    pages = grids.pages(grids.rows_of(found.table, found.artifacts, found.cells))
+    classes = grids.class_names(found.table.scale.data)
     against = {row.row: row.against for row in found.table.rows if row.against is not None}
     label = ", ".join(sorted({row.system for row in found.table.rows if row.row in against.values()}))
     figures = {
         f"{name}-fd-vs-fd": relation.distance_against(group, against, label),
         f"{name}-fd-vs-resolution": plots.distance_by_resolution(group),
         f"{name}-fd-vs-work": plots.distance_by_work(group),
-        f"{short}-samples": grids.sample_grid(rows, grids.class_names(found.table.scale.data), CAPTION),
+        **{
+            f"{short}-samples" + (f"-{i}" if len(pages) > 1 else ""): grids.sample_grid(page, classes, CAPTION)
+            for i, page in enumerate(pages, 1)
+        },
         **{f"{name}-{plot.name}": panels.panels(plot, group) for plot in found.table.plots},
     }
     return {
         f"{file}.{kind}": data
         for file, figure in figures.items()
         if figure is not None
-        for kind, data in plots.files(figure).items()
+        for kind, data in style.files(figure).items()
     }
 
 
