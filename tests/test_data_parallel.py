@@ -72,6 +72,10 @@ def test_two_processes_train_every_baseline_as_one_does(tmp_path: Path) -> None:
             assert torch.equal(first[key], second[key]), where
 
 
+def test_batch_norms_of_two_processes_are_those_of_one_in_any_precision(tmp_path: Path) -> None:
+    together("tests.parallel_norms", [], tmp_path, 2, {"MASTER_PORT": str(free_ports(1)[0])})
+
+
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (1, 4), (2, 2), (4, 1)])
 def test_parts_cover_a_batch_once(world: int, accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "world", lambda: world)

@@ -118,15 +118,18 @@ class _Mean(torch.autograd.Function):
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the images of all processes, also on CPUs; the names and the numbers of `nn.BatchNorm2d`."""
+    """Batch norm over the images of all processes, also on CPUs; the names and the numbers of `nn.BatchNorm2d`, and its types:
+    beside autocast it computes in float32 and gives what it was given."""
 
     def forward(self, x: Tensor) -> Tensor:
         if world() == 1 or not self.training:
             return super().forward(x)
-        # All processes hold equally many images, so the mean of means is the mean.
-        moments = torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))])
-        first, second = _Mean.apply(moments)
-        variance = second - first.square()
+        # All processes hold equally many images, so the mean of means is the mean. Two messages: E[x^2] - E[x]^2 would take
+        # one, and lose the variance of channels whose mean is large beside it.
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        first = _Mean.apply(exact.mean((0, 2, 3)))
+        centred = exact - first[:, None, None]
+        variance = _Mean.apply(centred.square().mean((0, 2, 3)))
         count = x.numel() // x.shape[1] * world()
         with torch.no_grad():
             assert self.running_mean is not None
@@ -136,8 +139,8 @@ class SyncedBatchNorm(nn.BatchNorm2d):
             self.num_batches_tracked += 1
             self.running_mean.lerp_(first, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-        y = (x - first[:, None, None]) * (variance + self.eps).rsqrt()[:, None, None]
-        return y * self.weight[:, None, None] + self.bias[:, None, None]
+        y = centred * (variance + self.eps).rsqrt()[:, None, None]
+        return (y * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 Net = TypeVar("Net", bound=nn.Module)
