@@ -177,6 +177,17 @@ def test_ddim_takes_the_timesteps_that_the_network_knows(points: int) -> None:
     assert levels[-1] == pytest.approx(0.01, rel=0.01)
 
 
+def test_more_levels_than_ddpm_has_in_the_range_are_refused() -> None:
+    grid = solvers.ddpm_grid(1000)
+    known = int(((grid <= 2.0) & (grid >= 1.0)).sum())
+    most = SamplerConfig(solver="ddim", points=known, sigma_min=1.0, sigma_max=2.0)
+    assert len(diffusion.grid(most)) == known
+    with pytest.raises(
+        UserError, match=rf"{known} of DDPM's timesteps lie between sigma 1 and 2, fewer than points={known + 1}"
+    ):
+        diffusion.grid(most.model_copy(update={"points": known + 1}))
+
+
 def test_draws_belong_to_the_index() -> None:
     indices, labels = np.array([7, 3, 2**40]), np.array([1, 0, 4])
     whole, part = Draw(indices, labels), Draw(indices[1:2], labels[1:2])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pagoda_bench.diffusion import edm, solvers
+from pagoda_bench.errors import UserError
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.weights import load_file_whole
 from pagoda_bench.nets.winograd import winograd
@@ -18,13 +19,18 @@ from pagoda_bench.sampling.network import Draw, NetworkSampler
 
 
 def grid(config: SamplerConfig) -> np.ndarray:
-    """The noise levels of a sampler, falling, float64."""
+    """The noise levels of a sampler, falling, float64: `points` of them. `UserError` where DDPM has fewer within the range."""
     if config.solver != "ddim":
         return edm.karras_grid(config.points, config.sigma_min, config.sigma_max, config.rho)
     # DDPM's timesteps reach sigma = 157: as many of them as lie within the range that the network was trained for.
     sigmas = solvers.ddpm_grid(1000)
     inside = sigmas[(sigmas <= config.sigma_max) & (sigmas >= config.sigma_min)]
-    at = np.unique(np.round(np.linspace(0, len(inside) - 1, config.points)).astype(int))
+    if config.points > len(inside):
+        raise UserError(
+            f"sampler: {len(inside)} of DDPM's timesteps lie between sigma {config.sigma_min:g} and {config.sigma_max:g}, "
+            f"fewer than points={config.points}: lower points, or widen the range"
+        )
+    at = np.round(np.linspace(0, len(inside) - 1, config.points)).astype(int)
     chosen: np.ndarray = inside[at]
     return chosen
 
@@ -48,6 +54,7 @@ def draw(
 
 def sampled(config: Sampled, ctx: Any) -> NetworkSampler:
     """The loader of `Sampled`: an EDM network of the store."""
+    grid(config.sampler)  # refuses what cannot be before anything is drawn
     net = UNet(config.of.net)
     load_file_whole(net, ctx.input(config.of) / "model.safetensors")
     net = winograd(net.to(memory_format=torch.channels_last).eval().requires_grad_(False))
