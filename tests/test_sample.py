@@ -172,6 +172,20 @@ def test_an_interrupted_run_goes_on(name: str, tmp_path: Path, imported: Any) ->
     assert values == list(range(200))
 
 
+def test_a_folder_whose_images_were_all_there_still_says_what_one_takes(tmp_path: Path, imported: Any) -> None:
+    """Stopped after the last image: one batch is drawn again to count, and nothing once that is known."""
+    out = tmp_path / "out"
+    recipe = Samples(generator=ImportedOneStep(of=imported["pagoda-64"]), n=70)
+    sampling.to_folder(recipe, Counting(), out, lambda *done: None)
+    facts = json.loads((out / "samples.json").read_text())
+    (out / "samples.json").write_text(json.dumps({**facts, "nfe": None}))
+    for asked in (1, 0):
+        source = Counting()
+        sampling.to_folder(recipe, source, out, lambda *done: None)
+        assert source.asked == asked
+        assert json.loads((out / "samples.json").read_text()) == facts
+
+
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, imported: Any) -> None:
     recipe = Samples(generator=ImportedOneStep(of=imported["pagoda-64"]), n=2)
     (tmp_path / "photo.jpg").write_bytes(b"x")

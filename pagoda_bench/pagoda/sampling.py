@@ -104,6 +104,7 @@ def to_folder(recipe: Samples, source: Sampler, folder: Path, progress: Progress
     width = max(6, len(str(recipe.first + recipe.n - 1)))
     if before is None:
         write_json(folder / SAMPLES, _facts(recipe, source, nfe=None))
+    counted = isinstance(before, dict) and before.get("nfe") is not None
     nfe: int | None = None
     classes = source.classes
     with_labels: list[tuple[int, int]] = []
@@ -117,6 +118,8 @@ def to_folder(recipe: Samples, source: Sampler, folder: Path, progress: Progress
         with_labels += zip(indices.tolist(), labels.tolist(), strict=True)
         progress(len(with_labels), recipe.n)
     save_atomic(folder / "labels.csv", lambda path: _write_labels(path, sorted(with_labels)))
+    if nfe is None and not counted:  # stopped after the last image, before it was written what one takes
+        _, nfe = source.sample(indices, labels)
     if nfe is not None:
         write_json(folder / SAMPLES, _facts(recipe, source, nfe=nfe))
 
