@@ -331,4 +331,7 @@ def test_every_preset_makes_a_recipe() -> None:
         for values in presets.values():
             Objective.model_validate(values["objective"])
             TrainConfig.model_validate({"steps": 1, **values["train"]})
+        # As published, there at the full scale; the small ones decay.
+        rates = {name: values["train"].get("schedule", "cosine") for name, values in presets.items()}
+        assert rates == {"smoke": "cosine", "embedded": "cosine", "cifar10": "cosine", "paper": "constant"}
     assert recipes.cd.facts.at == "all"  # type: ignore[attr-defined]

@@ -10,6 +10,8 @@ Values = dict[str, Any]
 _SHORT: Values = {"match": None, "train": {"steps": 20, "batch": 16, "warmup": 2}}
 _SMALL: Values = {"batch": 64, "lr": 1.0e-3, "betas": [0.9, 0.99], "ema": 0.99}
 
+_PAPER: Values = {"betas": [0.9, 0.999], "warmup": 1, "schedule": "constant"}  # of the learning rate: no decay
+
 _CD: Values = {"first": 18, "distance": "features", "eps": 0.1, "decay": 0.9}
 _CT: Values = {"schedule": "sqrt", "first": 2, "last": 60, "distance": "features", "eps": 0.1, "decay": 0.9, "adaptive": True}
 _ICT: Values = {
@@ -29,7 +31,7 @@ CD: dict[str, Values] = {
     # Two steps: the levels 0 and 22 of the grid of 40.
     "paper": {
         "match": None,
-        "train": {"steps": 600_000, "batch": 2048, "lr": 8.0e-6, "betas": [0.9, 0.999], "warmup": 1, "ema": 0.9999432189950708},
+        "train": {"steps": 600_000, "batch": 2048, "lr": 8.0e-6, **_PAPER, "ema": 0.9999432189950708},
         "objective": {"first": 40, "decay": 0.95},
     },
 }
@@ -41,7 +43,7 @@ CT: dict[str, Values] = {
     # Two steps: the levels 0 and 106 of the grid of 201.
     "paper": {
         "match": None,
-        "train": {"steps": 800_000, "batch": 2048, "lr": 1.0e-4, "betas": [0.9, 0.999], "warmup": 1, "ema": 0.9999432189950708},
+        "train": {"steps": 800_000, "batch": 2048, "lr": 1.0e-4, **_PAPER, "ema": 0.9999432189950708},
         "objective": {"schedule": "sqrt", "first": 2, "last": 200, "decay": 0.95, "adaptive": True},
     },
 }
@@ -52,7 +54,7 @@ ICT: dict[str, Values] = {
     "cifar10": {"train": _SMALL, "objective": _ICT},
     "paper": {
         "match": None,
-        "train": {"steps": 800_000, "batch": 4096, "lr": 1.0e-4, "betas": [0.9, 0.999], "warmup": 1, "ema": 0.99997},
+        "train": {"steps": 800_000, "batch": 4096, "lr": 1.0e-4, **_PAPER, "ema": 0.99997},
         "objective": {**_ICT, "last": 1280},
     },
 }
