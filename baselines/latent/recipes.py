@@ -46,10 +46,10 @@ class AutoencoderConfig(Config):
 
 class AutoencoderLoss(Config):
     """L = |x - x'| + perceptual * distance of feature maps + weight * KL (or VQ) + adversarial * lambda * L_adv, where lambda
-    balances the gradients at the decoder's last layer (Esser et al. 2021)."""
+    balances the gradients at the decoder's last layer (Esser et al. 2021). |x - x'| and KL are means over their values."""
 
     perceptual: float = Field(1.0, ge=0)
-    kl: float = Field(1e-6, ge=0)  # per latent value, as published
+    kl: float = Field(1e-6, ge=0)  # the published number, but of means: there it weighs sums, and is less by D_latent / D_image
     commitment: float = Field(0.25, ge=0)  # beta of VQ (van den Oord et al. 2017)
     adversarial: float = Field(0.5, ge=0)
     adversarial_from: int = Field(0, ge=0)  # the step at which the discriminator joins
@@ -127,7 +127,7 @@ KNOWN = {"autoencoder", "diffusion", "sampler", "match"}
     title="Latent diffusion",
     paper="arXiv 2112.10752",
     reference="baselines/latent; autoencoder under diffusers' key names",
-    weights="autoencoder weights of diffusers' layout can be loaded into the network; no row of released weights",
+    weights="autoencoder weights of diffusers' layout can be loaded into the network; no row of LDM's own weights",
     licence="CompVis/latent-diffusion MIT",
     tested="diffusers' AutoencoderKL and VQModel on copied random weights; KL and VQ terms in closed form",
     toy={
