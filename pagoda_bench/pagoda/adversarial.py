@@ -26,7 +26,7 @@ from pagoda_bench.training import parallel
 from pagoda_bench.training.alarm import PINS
 from pagoda_bench.training.averages import averaged, averages, save_averages
 from pagoda_bench.training.evaluation import Evaluation
-from pagoda_bench.training.loop import EMA, Task, train
+from pagoda_bench.training.loop import EMA, Task, autocast, train
 from pagoda_bench.training.sharding import shard
 from pagoda_bench.training.updates import LossScale, optimizer
 
@@ -64,7 +64,8 @@ def fit(
         optimizers[name] = optimizer(theirs, config, loss.lr_discriminator, betas=loss.betas_discriminator)
     emas, scale = averages(net, config, "generator"), LossScale(config.precision)
     source = source_of(recipe, data, ctx)
-    before = prepare(source) if prepare else 0
+    with autocast(config.precision, device.type):  # as in a step
+        before = prepare(source) if prepare else 0
     step = Step(recipe, net, generate, look, judges, optimizers, source, data, scale)
 
     nets: dict[str, nn.Module] = {"generator": net, **judges}
