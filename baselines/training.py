@@ -19,6 +19,7 @@ from pagoda_bench.recipes.trained import Trained, trained_upstream
 from pagoda_bench.training import parallel
 from pagoda_bench.training.distributed import group
 from pagoda_bench.training.loop import Task, autocast, count_step, train
+from pagoda_bench.training.options import refuse
 from pagoda_bench.training.sharding import any_sharded
 from pagoda_bench.training.updates import apply
 
@@ -84,11 +85,7 @@ def _check(config: TrainConfig, title: str, task: Task) -> None:
     """Refuses what would be passed over in silence."""
     if config.shard and parallel.world() > 1 and not any(any_sharded(net.parameters()) for net in task.nets.values()):
         raise UserError(f"{title}: train.shard is not for this method: leave it out")
-    for name in NOT_HERE:
-        if getattr(config, name) != TrainConfig.model_fields[name].default:
-            raise UserError(f"{title}: train.{name} is not for this method: leave it out")
-    if config.precision == "fp16":
-        raise UserError(f"{title}: train.precision fp16 needs a loss scale, which this method has not: use bf16 or fp32")
+    refuse(config, title, NOT_HERE if task.samples else (*NOT_HERE, "grids"))
 
 
 def steps_for(work: float, flops: int, later: int, dearer_from: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -47,7 +48,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_says_so(bad: float) ->
 
 
 @pytest.mark.parametrize(
-    "change", [{"accumulate": 2}, {"emas": [0.9]}, {"shard": True}, {"precision": "fp16"}, {"evaluate": 3}]
+    "change", [{"accumulate": 2}, {"emas": [0.9]}, {"shard": True}, {"precision": "fp16"}, {"evaluate": 3}, {"grids": 2}]
 )
 def test_a_setting_that_no_baseline_has_is_refused(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "world", lambda: 2)  # alone, a process may be asked to share
@@ -56,3 +57,8 @@ def test_a_setting_that_no_baseline_has_is_refused(change: dict[str, Any], monke
     with pytest.raises(UserError, match=rf"^t: train\.{next(iter(change))} ") as refused:
         _check(TrainConfig(steps=1, **change), "t", task)
     assert "\n" not in str(refused.value)
+
+
+def test_pictures_are_for_a_training_that_makes_samples() -> None:
+    task = Task(lambda index, rng: {}, {"net": nn.Linear(2, 1)}, {}, samples=lambda: np.zeros((1, 2, 2, 3), np.uint8))
+    _check(TrainConfig(steps=1, grids=2), "t", task)
