@@ -13,12 +13,17 @@ from toy_scale import toy_scale
 from baselines.latent import train
 from baselines.latent.net import Autoencoder, Codebook
 from baselines.latent.presets import LAYOUTS
+from baselines.latent.recipes import Autoencoder as RecipeOfAutoencoder
 from baselines.latent.recipes import AutoencoderConfig, Latent, build
+from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.data import open_dataset
 from pagoda_bench.errors import UserError
-from pagoda_bench.nets.features import to_network
+from pagoda_bench.nets.features import FeatureModel, fold, save_half, to_network
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.recipes.data import EmbeddedData
+from pagoda_bench.recipes.stages import FeatureNet, TrainConfig
+from pagoda_bench.training.alarm import PINS
+from pagoda_bench.training.loop import EMA, Task
 
 SMALL = AutoencoderConfig(widths=(8, 16, 16), layers=2, groups=4)
 
@@ -151,6 +156,32 @@ def test_the_measured_scale_gives_the_deviation_of_edm() -> None:
     with torch.no_grad():
         plain = net.latents_of(image())
         torch.testing.assert_close(net.image_of(net.normalised(plain)), net.decode(plain), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bad", ["none", "autoencoder", "discriminator"])
+def test_the_average_follows_the_autoencoder_whatever_becomes_of_its_discriminator(
+    bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = FeatureNet(data=EmbeddedData(master=16), train=TrainConfig(steps=1), width=8, resolution=16)
+    save_half(fold(FeatureModel(10, 8, 16)), tmp_path / "features.safetensors")
+    recipe = RecipeOfAutoencoder(
+        data=EmbeddedData(master=16), features=features, resolution=16, net=SMALL, train=TrainConfig(steps=2, batch=4, skips=2)
+    )
+    tasks: list[Task] = []
+    fit, inner, average, averaged = train.fit, train.descend, EMA.update, []
+    monkeypatch.setattr(train, "fit", lambda recipe, task, *rest, **how: (tasks.append(task), fit(recipe, task, *rest, **how)))
+    monkeypatch.setattr(EMA, "update", lambda self, net, step: (averaged.append(step), average(self, net, step)))
+
+    def spoilt(adam: Any, loss: torch.Tensor, config: TrainConfig) -> dict[str, float]:
+        whose = next(name for name, each in tasks[0].optimizers.items() if each is adam)
+        return inner(adam, loss * float("nan") if whose == bad else loss, config)
+
+    monkeypatch.setattr(train, "descend", spoilt)
+    ctx = StageContext.for_test(tmp_path / "out", tmp_path / "work", {features.key: tmp_path})
+    train.autoencoder(recipe, ctx)
+    assert ctx.facts.get("skipped", 0) == (0 if bad == "none" else 2)
+    assert averaged == ([] if bad == "autoencoder" else [0, 1])
+    assert tasks[0].watched == {"d": PINS["hinge"]}
 
 
 def test_rows_of_the_method() -> None:

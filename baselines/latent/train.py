@@ -21,6 +21,7 @@ from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.weights import load_file_whole
 from pagoda_bench.pagoda.losses import adaptive_weight, feature_distance
 from pagoda_bench.training import parallel
+from pagoda_bench.training.alarm import PINS
 from pagoda_bench.training.loop import EMA, Task
 from pagoda_bench.training.updates import optimizer
 
@@ -45,8 +46,10 @@ def autoencoder(recipe: Autoencoder, ctx: Any) -> None:
     ema = EMA(net, config.ema)
     side = recipe.resolution // recipe.net.factor
     weight = 1.0 if recipe.net.codes else loss.kl
+    moved = True
 
     def step(index: int, rng: np.random.Generator) -> dict[str, float]:
+        nonlocal moved
         (image,), labels = images_of_step(data, [recipe.resolution], config.batch, index, recipe.seed)
         (noise,) = mine(torch.randn(config.batch, recipe.net.latent, side, side))
         image, labels, noise = (t.to(device) for t in (image, labels, noise))
@@ -66,13 +69,15 @@ def autoencoder(recipe: Autoencoder, ctx: Any) -> None:
             total = total + loss.adversarial * float(adaptive_weight(norms[0], norms[1])) * adversarial
             shown["adv"] = float(adversarial.detach())
         found = shown | descend(optimizers["autoencoder"], total, config)
-        if playing and "norm" not in found:
+        moved = "norm" not in found
+        if playing and moved:
             hinge = hinge_discriminator(judge(target, labels), judge([m.detach() for m in made], labels))
             theirs_found = descend(optimizers["discriminator"], hinge, config)
-            found |= {"d" if name == "loss" else name: value for name, value in theirs_found.items()}
+            found |= {"d" if name == "loss" else "norm_d": value for name, value in theirs_found.items()}
         return found
 
     task = Task(step, {"autoencoder": net, "discriminator": judge}, optimizers, {"autoencoder": ema})
+    task.moved, task.watched = lambda: moved, {"d": PINS["hinge"]}
     fit(recipe, task, ctx, dearer_from=loss.adversarial_from if loss.adversarial else 0)
     net.load_state_dict(ema.state(net))
     measure(net.eval(), data, recipe.resolution)

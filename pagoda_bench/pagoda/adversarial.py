@@ -78,6 +78,7 @@ def fit(
 
     numbers = np.arange(SHOWN)
     task = Task(step, nets, optimizers, emas, scale=scale, samples=lambda: draw(numbers, numbers % len(data.classes)))
+    task.moved = lambda: step.moved
     if config.alarm != "off" and (config.grids or config.evaluate):
         diversity = Diversity(draw, look, data, net, recipe.net.output_resolution)
         task.diversity = diversity if len(diversity.labels) else None

@@ -87,6 +87,7 @@ class Step:
         self.device = self.at.device
         self.paired = max(1, round(self.loss.pairs_share * self.train.batch))
         self.fakes_first = recipe.loss.discriminator == "stylegan-xl"  # as in the official code
+        self.moved = False  # whether the last step changed the generator
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, float]:
         whole = self._draw(index)
@@ -96,17 +97,25 @@ class Step:
             optimizer.zero_grad(set_to_none=True)
         phases = [("rec", "adv")] if self.loss.updates == "joint" else [("rec",), ("adv",)]
         seen: dict[str, list[Seen]] = {name: [] for name in self.judges}
-        norm = 0.0
+        norm, self.moved = 0.0, False
         for phase in phases:
             for part, pairs in zip(of_batch, of_pairs, strict=True):
                 found = self._generator(whole, part, pairs, phase, seen)
                 for name, value in found.items():
                     values[name] = values.get(name, 0.0) + value / len(of_batch)
-            norm += apply(self.optimizers["generator"], [*values.values()], clip=self.train.clip, scale=self.scale)
+            # After an update that is not finite no other one is applied in this step.
+            norm += apply(
+                self.optimizers["generator"],
+                [*values.values(), norm],
+                clip=self.train.clip,
+                scale=self.scale,
+                more=phase is not phases[-1],
+            )
+            self.moved = self.moved or math.isfinite(norm)
             self.optimizers["generator"].zero_grad(set_to_none=True)
         if math.isfinite(norm):
             return values | self._discriminators(seen)
-        # Nothing is updated. An overflow of float16 is the loss scale's to mend; anything else is told to the loop.
+        # No discriminator is updated. An overflow of float16 is the loss scale's to mend; anything else is told to the loop.
         values.pop("lambda", None)
         return values if self.scale.active else {**values, "norm": norm}
 
@@ -179,17 +188,21 @@ class Step:
         return numbers | ({"lambda": factors[-1]} if "adv" in phase else {})
 
     def _discriminators(self, seen: dict[str, list[Seen]]) -> dict[str, float]:
+        """Their updates. One that is not finite is not applied, and told to the loop, which goes on with the generator's."""
         values = {}
         for name, batches in seen.items():
             judge, optimizer, shown = self.judges[name], self.optimizers[name], "d" if name == "discriminator" else "d_rec"
+            norm = 0.0
             for _ in range(self.loss.discriminator_steps):
                 values[shown] = 0.0
                 for maps in batches:
                     l_d = self._discriminator(judge, maps) / len(batches)
                     values[shown] += float(l_d.detach())
                     l_d.backward()
-                apply(optimizer, [values[shown]])
+                norm += apply(optimizer, [values[shown]])
                 optimizer.zero_grad(set_to_none=True)
+            if not math.isfinite(norm):
+                values[f"norm_{shown}"] = norm
         return values
 
     def _discriminator(self, judge: Judge, maps: Seen) -> Tensor:

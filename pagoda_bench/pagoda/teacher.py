@@ -50,8 +50,10 @@ def _run(recipe: EDM, ctx: Any) -> None:
     emas, scale = averages(net, config, "net"), LossScale(config.precision)
     mirror = data.size("train") is not None  # photographs may be mirrored; the embedded data need no such help
     batch, size = config.batch, recipe.net.resolution
+    moved = True
 
     def step(index: int, rng: np.random.Generator) -> dict[str, float]:
+        nonlocal moved
         numbers = batch_indices(data.size("train"), batch, index, recipe.seed)
         flips = torch.rand(batch) < 0.5 if mirror else None
         # One noise level from every 1/N of the distribution: less variance from batch to batch.
@@ -70,11 +72,12 @@ def _run(recipe: EDM, ctx: Any) -> None:
             (scale.value * loss).backward()
             total += float(loss.detach())
         norm = apply(adam, [total], clip=config.clip, scale=scale)
-        return {"loss": total} if math.isfinite(norm) or scale.active else {"loss": total, "norm": norm}
+        moved = math.isfinite(norm)
+        return {"loss": total} if moved or scale.active else {"loss": total, "norm": norm}
 
     work = recipe.share * upstream_work(recipe.match, ctx) if recipe.match else 0.0
     total = (lambda flops: max(1, round(work / flops))) if recipe.match else None
-    task = Task(step, {"net": net}, {"adam": adam}, emas, scale=scale)
+    task = Task(step, {"net": net}, {"adam": adam}, emas, scale=scale, moved=lambda: moved)
     task.samples = lambda: _samples(net, emas["net"], np.arange(SHOWN), np.arange(SHOWN) % len(data.classes))
     if config.evaluate:
         task.evaluation = Evaluation(

@@ -7,6 +7,7 @@ the colours and the place. In half of the images the detail is drawn at random, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,11 @@ from pagoda_bench.nets.features import FEATURES, FeatureModel, fold, save_half, 
 from pagoda_bench.recipes.data import EmbeddedData
 from pagoda_bench.recipes.stages import FeatureNet
 from pagoda_bench.training.loop import Task, batch_indices, train
+from pagoda_bench.training.options import refuse
+from pagoda_bench.training.updates import apply
 
+NOT_HERE = ("accumulate", "clip", "emas", "evaluate", "grids", "optimizer")
+"""Of `TrainConfig`: what this training does not have. Its optimiser is always AdamW, and nothing is averaged."""
 SIZES = (8, 16, 32, 64)
 """The resolutions among which the network must tell, as far as the data have them."""
 
@@ -48,7 +53,9 @@ class Heads(nn.Module):
 
 
 def run(recipe: FeatureNet, ctx: Any) -> None:
-    """Payload: `features.safetensors`. Records its accuracy on validation images at every resolution."""
+    """Payload: `features.safetensors`. Records its accuracy on validation images at every resolution. `UserError` where `train`
+    asks for something of `NOT_HERE`."""
+    refuse(recipe.train, recipe.title, NOT_HERE)
     torch.manual_seed(recipe.seed)
     data = open_dataset(recipe.data, ctx.data_path)
     embedded = isinstance(recipe.data, EmbeddedData)
@@ -73,8 +80,9 @@ def run(recipe: FeatureNet, ctx: Any) -> None:
         total = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()
-        optimizer.step()
-        return {k: float(v.detach()) for k, v in losses.items()}
+        values = {k: float(v.detach()) for k, v in losses.items()}
+        norm = apply(optimizer, [*values.values()])
+        return values if math.isfinite(norm) else {**values, "norm": norm}
 
     train(Task(step, {"net": net, "heads": heads}, {"adam": optimizer}), recipe.train, recipe.seed, ctx)
     path = ctx.out / "features.safetensors"

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +70,8 @@ class EMA:
 @dataclass
 class Task:
     """What a method gives to the loop. `step(index, rng)` does one whole update and returns what to show and record; a step
-    whose update was not finite changes nothing and returns a value that is not finite.
+    whose update was not finite changes nothing and returns a value that is not finite. Where a step has several updates,
+    `moved()` says whether its last call changed what is averaged; else it did if all values were finite.
 
     An average is of the network that its name begins with: "generator", "generator:0.9999". `samples()` gives a few images,
     uint8 (N, R, R, 3), for the grids; `evaluation()` measures more of them; `diversity()` and the losses that are `watched`
@@ -83,6 +84,7 @@ class Task:
     emas: dict[str, EMA] = field(default_factory=dict)
     steps: int = 1  # how many there will be: set by the loop, before the first but after the one that is counted
     scale: LossScale = field(default_factory=LossScale)
+    moved: Callable[[], bool] | None = None
     samples: Callable[[], NDArray[np.uint8]] | None = None
     evaluation: Measuring | None = None
     diversity: Callable[[], float] | None = None
@@ -132,11 +134,14 @@ def train(task: Task, config: TrainConfig, seed: int, ctx: Context, total: Calla
                     group["lr"] = group.setdefault("base_lr", group["lr"]) * _schedule(
                         index, steps, config.warmup, config.schedule
                     )
+            running = _Running(nets) if config.skips else None
             with autocast(config.precision, kind):
                 losses = task.step(index, step_rng(seed, index))
             losses = parallel.averaged(losses)
             _judge(losses, index, config, counts)
-            if not counts.in_a_row:
+            if counts.in_a_row and running is not None:
+                running.put_back()
+            if task.moved() if task.moved else not counts.in_a_row:
                 for name, ema in task.emas.items():
                     ema.update(task.nets[name.partition(":")[0]], index)
             finite = {k: v for k, v in losses.items() if math.isfinite(v)}
@@ -190,6 +195,19 @@ def _judge(losses: dict[str, float], index: int, config: TrainConfig, counts: _C
             f"training stopped at step {index}{many}: {', '.join(f'{k}={v}' for k, v in losses.items())} is not finite; "
             "the last checkpoint is kept. Lower the learning rate or change the seed"
         )
+
+
+class _Running:
+    """Running statistics of `nets`: a forward pass over values that are not finite spoils them, though no update follows."""
+
+    def __init__(self, nets: Iterable[nn.Module]) -> None:
+        self.buffers = [b for net in nets for b in net.buffers() if b.is_floating_point()]
+        self.before = [b.detach().clone() for b in self.buffers]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for buffer, before in zip(self.buffers, self.before, strict=True):
+            buffer.copy_(before)
 
 
 def step_rng(seed: int, index: int) -> np.random.Generator:

@@ -1,7 +1,8 @@
 """From losses to one update of the weights: precision, loss scaling, clipping, and what happens when numbers are not finite.
 
-An update that is not finite is not applied: the weights, the optimisers' moments and the averages stay what they were. How
-many of these in a row are borne is `TrainConfig.skips`; the loop counts them, and stops with the last good checkpoint.
+An update that is not finite is not applied: the weights and the optimiser's moments stay what they were, and so do the averages
+where it was the only one. How many of these in a row are borne is `TrainConfig.skips`; the loop counts them, and stops with
+the last good checkpoint.
 """
 
 from __future__ import annotations
@@ -59,11 +60,13 @@ def apply(
     *,
     clip: float | None = None,
     scale: LossScale | None = None,
+    more: bool = False,
 ) -> float:
     """One step of `optimizer` on the gradients that are there, which are first averaged over processes, divided by the loss
     scale, and clipped to the norm `clip` over all parameters. Gives their norm before clipping.
 
-    Nothing is applied, and the norm is not finite, when a loss or a gradient is not.
+    Nothing is applied, and the norm is not finite, when a loss or a gradient is not. With `more` another update under the same
+    scale follows in this step; the last one tells the scale, once a step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     parallel.average_gradients(parameters)
@@ -72,7 +75,7 @@ def apply(
         torch._foreach_mul_(gradients, 1 / scale.value)
     norm = float(whole(nn.utils.get_total_norm(gradients))) if gradients else 0.0
     finite = not parallel.anywhere(not (math.isfinite(norm) and all(math.isfinite(v) for v in losses)))
-    if scale is not None:
+    if scale is not None and not more:
         scale.update(finite)
     if not finite:
         optimizer.zero_grad(set_to_none=True)
