@@ -93,7 +93,9 @@ def test_two_processes_with_half_of_the_weights_each(tmp_path: Path, monkeypatch
 
 def test_alone_nothing_is_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
     net = UNet(NET)
+    monkeypatch.setenv("PAGODA_BENCH_DEVICE", "meta")
     sharding.shard(net, True)
+    assert {p.device.type for p in net.parameters()} == {"meta"}
     assert not sharding.any_sharded(net.parameters())
     value = torch.ones(2)
     assert sharding.part(value, torch.zeros(2)) is value

@@ -209,8 +209,9 @@ def _check(core: CoreConfig, outer: OuterConfig) -> None:
 
 
 def shard(net: GreedyNet, mesh: object | None = None) -> GreedyNet:
-    """Shards the parameters over the processes by FSDP2, each block of the core and of the levels a unit of its own, so that no
-    process ever holds more than one of them whole. Needs an initialised process group."""
+    """Shards the parameters over the processes by FSDP2, each block of the core and of the levels a unit of its own, so that
+    a device never holds more than one of them whole. A network in the memory of the host, where every process builds it
+    whole, goes to the device unit by unit. Needs an initialised process group."""
     from torch.distributed.fsdp import fully_shard
 
     # Nothing stays whole after a forward pass: of a frozen part no backward pass comes to divide it again.

@@ -92,11 +92,12 @@ def _fit(recipe: GreedyCore | GreedyGrown, net: GreedyNet, ctx: Any) -> None:
     how, outer, train = recipe.process, recipe.outer, recipe.train
     thaw_at = recipe.thaw_at if isinstance(recipe, GreedyGrown) else 0
     device, batch = compute_device(), train.batch
-    net.to(device)
     if train.shard and parallel.world() > 1:
         if thaw_at:
             raise UserError(f"{recipe.title}: train.shard does not go with a core that thaws: leave it out")
         shard(net)
+    else:
+        net.to(device)
     trained = [p for p in net.parameters() if p.requires_grad]
     adam = optimizer(trained, train)
     ema = EMA(net, train.ema)

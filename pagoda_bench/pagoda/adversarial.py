@@ -55,7 +55,6 @@ def fit(
     if loss.adversarial_rec:
         judges["reconstructions"] = judge_of(loss, features, len(data.classes), recipe.seed + 1)
     judges = {k: parallel.synced(j).to(device).to(memory_format=torch.channels_last) for k, j in judges.items()}
-    net.to(device)
     shard(net, config.shard)
     mine = [p for p in net.parameters() if p.requires_grad]
     optimizers = {"generator": optimizer(mine, config)}

@@ -44,7 +44,7 @@ def _run(recipe: EDM, ctx: Any) -> None:
     torch.manual_seed(recipe.seed)
     config, device = recipe.train, compute_device()
     data = open_dataset(recipe.data, ctx.data_path)
-    net = UNet(recipe.net).to(device).train()
+    net = UNet(recipe.net).train()
     shard(net, config.shard)
     adam = optimizer(list(net.parameters()), config)
     emas, scale = averages(net, config, "net"), LossScale(config.precision)

@@ -47,8 +47,7 @@ def save_averages(net: nn.Module, emas: Mapping[str, EMA], ctx: Any) -> None:
     """
     for name, ema in emas.items():
         _, _, decay = name.partition(":")
-        state = {k: v.cpu() for k, v in ema.state(net).items()}
-        save_half(state, ctx.out / (f"model-{decay}.safetensors" if decay else "model.safetensors"))
+        save_half(ema.state(net), ctx.out / (f"model-{decay}.safetensors" if decay else "model.safetensors"))
     if (best := ctx.facts.get("best")) and parallel.rank() == 0:
         _save_best(next(iter(emas)), best, ctx)
 

@@ -62,9 +62,9 @@ class EMA:
         torch._foreach_lerp_(list(self.average.values()), [live[k].detach() for k in self.average], 1 - decay)
 
     def state(self, net: nn.Module) -> dict[str, Tensor]:
-        """The state dict of `net` with the averages in the place of the live values, whole. Of a sharded network all processes
-        must ask for it."""
-        return {k: sharding.whole(self.average.get(k, v).detach()).clone() for k, v in net.state_dict().items()}
+        """The state dict of `net` with the averages in the place of the live values, whole, in the memory of the host: a device
+        holds one tensor of it at a time. Of a sharded network all processes must ask for it."""
+        return {k: sharding.whole(self.average.get(k, v).detach()).to("cpu", copy=True) for k, v in net.state_dict().items()}
 
 
 @dataclass

@@ -22,11 +22,14 @@ from pagoda_bench.training import parallel
 
 
 def shard(net: UNet, asked: bool) -> None:
-    """Divides the parameters of `net` over all processes, block by block; alone, or when not asked to, it does nothing.
+    """Puts `net` on the device of this process, with its parameters divided over all of them, block by block; alone, or when
+    not asked to divide, whole.
 
-    Call it when the network is on its device and it is said what trains, and before optimisers and averages are made.
+    Call it with the network in the memory of the host, where it was built and loaded, so that a device never holds more of it
+    than its part and one block; when it is said what trains, and before optimisers and averages are made.
     """
     if not asked or parallel.world() == 1:
+        net.to(compute_device())
         return
     try:
         from torch.distributed.device_mesh import init_device_mesh
