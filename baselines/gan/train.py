@@ -66,6 +66,7 @@ class Step:
         self.recipe, self.net, self.start, self.look, self.judge = recipe, net, start, look, judge
         self.optimizers, self.data = optimizers, data
         self.tally, self.exactly = Tally(), 0
+        self.moved = False  # whether the last step changed the generator
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, float]:
         batch, size = self.recipe.train.batch, self.net.config.resolution
@@ -82,16 +83,19 @@ class Step:
         self.optimizers["generator"].zero_grad(set_to_none=True)
         fake.backward(at_image)
         values = {"adv": float(loss.detach())}
-        if not math.isfinite(apply(self.optimizers["generator"], [values["adv"]], clip=self.recipe.train.clip)):
-            return {**values, "norm": math.nan}
+        norm = apply(self.optimizers["generator"], [values["adv"]], clip=self.recipe.train.clip)
+        self.moved = math.isfinite(norm)
+        if not self.moved:
+            return {**values, "norm": norm}
         with torch.no_grad():
             real_maps = self.judge.see(self.look.maps(real, draws[1]))
         return values | self._discriminator(real_maps, [m.detach() for m in maps], labels, index)
 
     def _discriminator(self, real: list[Tensor], fake: list[Tensor], labels: Tensor, index: int) -> dict[str, float]:
-        """Updates on the maps of a step. The first step makes all of them: it is the one whose work is counted."""
+        """Updates on the maps of a step. The first step makes all of them: it is the one whose work is counted. One that is
+        not finite is not applied, and told to the loop."""
         choice, own, done = self.recipe.adversary, self.optimizers["discriminator"], 0
-        loss = math.inf
+        loss, norm = math.inf, 0.0
         for _ in range(self.exactly or choice.updates):
             if done and index and not self.exactly and choice.until and loss <= choice.until:
                 break
@@ -99,10 +103,10 @@ class Step:
             found = hinge_discriminator(self.judge.decide(real, labels), self.judge.decide(fake, labels))
             loss = parallel.averaged({"d": float(found.detach())})["d"]
             found.backward()
-            apply(own, [loss])
+            norm += apply(own, [loss])
             done += 1
         self.tally.updates += done
-        return {"d": loss}
+        return {"d": loss} if math.isfinite(norm) else {"d": loss, "norm_d": norm}
 
 
 def generate(net: StyleNet, z: Tensor, labels: Tensor, start: int) -> Tensor:
@@ -173,6 +177,7 @@ def _fit(recipe: Gan, net: StyleNet, start: int, ctx: Any) -> None:
             return from_network(net(z.to(device), labels.to(device)).cpu())
 
     task = Task(step, nets, optimizers, {"generator": ema}, samples=samples, watched={"d": PINS["hinge"]})
+    task.moved = lambda: step.moved
     price = price_of_update(step, task) if choice.until and not ctx.counting else 0
     fit(recipe, task, ctx)
     if price:
