@@ -165,17 +165,22 @@ def test_committed_values_are_compared_with_and_not_written_over(
     assert ", same" not in (tmp_path / "results/smoke/table1.md").read_text(encoding="utf-8")
 
 
-def test_what_is_published_is_the_whole_table_as_its_file_has_it(
+def test_rows_that_are_published_leave_the_committed_others_in_the_table(
     command: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = resources.folder
     monkeypatch.setattr(resources, "folder", lambda name: tmp_path / "results" if name == "results" else real(name))
-    assert command("--publish", "--rows", "real,pagoda-8") == 0  # the first to be committed: nothing is lost
-    committed = (tmp_path / "results/smoke/table1.csv").read_bytes()
+    folder = tmp_path / "results/smoke"
+
+    def published() -> dict[str, str]:
+        """Each line of the committed table by its row and metric."""
+        lines = (folder / "table1.csv").read_text(encoding="utf-8").splitlines()[1:]
+        return {",".join(line.split(",")[2:7]): line for line in lines}
+
+    assert command("--publish", "--rows", "real,pagoda-8") == 0  # the first to be committed
+    committed, before = (folder / "table1.csv").read_bytes(), published()
     capsys.readouterr()
     for arguments, says in (
-        (["--rows", "real"], "would drop rows of the committed table (pagoda-8): name them in --rows too"),
-        (["--rows", "real", "--dry-run"], "would drop rows of the committed table (pagoda-8)"),
         (["--set", "score.neighbours=4"], "--publish is for the scale as its file has it"),
         (["--executor", "slurm"], "--publish: with --executor slurm nothing is written yet"),
     ):
@@ -183,12 +188,17 @@ def test_what_is_published_is_the_whole_table_as_its_file_has_it(
         err = capsys.readouterr().err
         assert says in err
         assert err.count("\n") == 1
-    assert (tmp_path / "results/smoke/table1.csv").read_bytes() == committed
+    assert (folder / "table1.csv").read_bytes() == committed
     assert command("--publish", "--rows", "real", "--out", "apart") == 0  # replaces nothing that is committed
-    assert command("--publish", "--rows", "real,pagoda") == 0  # all that was there, and more
-    assert {c.id for c in from_csv((tmp_path / "results/smoke/table1.csv").read_text(encoding="utf-8"), "x")} == {
-        "pagoda-8", "pagoda-16", "real-8", "real-16",
-    }  # fmt: skip
+    assert (folder / "table1.csv").read_bytes() == committed
+    assert command("--publish", "--rows", "pagoda-16") == 0
+    cells = from_csv((folder / "table1.csv").read_text(encoding="utf-8"), "x")
+    assert list(dict.fromkeys(c.id for c in cells)) == ["pagoda-8", "pagoda-16", "real-8", "real-16"]  # in the table's order
+    assert before.items() < published().items()
+    assert "PaGoDA" in (folder / "table1.md").read_text(encoding="utf-8")
+    about = json.loads((folder / "table1.provenance.json").read_text(encoding="utf-8"))
+    assert about["kept"]["rows"] == ["pagoda-8", "real-16", "real-8"]
+    assert about["kept"]["from"]["written"] < about["written"]
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,6 @@ def reproduce(
     places = data_places(data_paths)
     whole = table_of(read_table(table), scale_name, full, sets, places, planned=dry_run)
     built = whole.only(names)
-    if publish and names:
-        check_published(whole, built, out)
     plan = Plan(built.scores, open_store(store_path), retrain=retrain)
     if dry_run:
         show_plan(plan, how)
@@ -106,7 +104,9 @@ def reproduce(
     if plan.to_make:
         click.echo(summary(plan), err=True)
     outcome = launch(plan, places, how, f"{table}-{built.scale.name}")
-    return 0 if outcome is None or target is None else show(built, outcome, target, publish=publish)
+    if outcome is None or target is None:
+        return 0
+    return show(built, outcome, target, publish=publish, whole=whole)
 
 
 def read_table(name: str) -> TableSpec:
@@ -166,36 +166,20 @@ def choose_out(chosen: Path | None, committed: Path, publish: bool) -> Path:
     return out
 
 
-def check_published(whole: Table, part: Table, out: Path | None) -> None:
-    """`UserError` where `part` of a table would take the place of a committed one that has more of its rows."""
-    from pagoda_bench import resources
-    from pagoda_bench.tables.report import committed
-
-    folder = resources.folder("results")
-    if (out or Path("results")).resolve() != folder.resolve():
-        return
-    known, kept = {cell.id for cell in committed(whole, folder)}, {row.id for row in part.rows}
-    if lost := [row.id for row in whole.rows if row.id in known and row.id not in kept]:
-        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        raise UserError(
-            f"--publish would drop rows of the committed table ({', '.join(lost[:3])}{more}): name them in --rows too, "
-            "or leave --publish away"
-        )
-
-
-def show(table: Table, outcome: Outcome, out: Path, *, publish: bool = False) -> int:
+def show(table: Table, outcome: Outcome, out: Path, *, publish: bool = False, whole: Table | None = None) -> int:
     """Prints and writes what there is of a table; 1 when a row could not be made. What is to become the committed table is
-    compared with nothing."""
+    compared with nothing; where `table` has a part of the rows of `whole`, the committed others stay in it."""
     from rich.console import Console
 
     from pagoda_bench import resources
     from pagoda_bench.tables.assemble import assemble
-    from pagoda_bench.tables.report import committed, report, write
+    from pagoda_bench.tables.report import committed, kept, report, write
     from pagoda_bench.tables.terminal import terminal
 
-    cells = assemble(table, outcome.artifacts, outcome.failures)
-    known = [] if publish else committed(table, resources.folder("results"))
-    found = report(table, cells, outcome.artifacts, known=known, paper_tables=resources.folder("paper_tables"))
+    cells, results = assemble(table, outcome.artifacts, outcome.failures), resources.folder("results")
+    known = [] if publish else committed(table, results)
+    others = kept(whole or table, table, out) if publish and out.resolve() == results.resolve() else None
+    found = report(table, cells, outcome.artifacts, known=known, paper_tables=resources.folder("paper_tables"), others=others)
     written = write(found, out, ["pagoda-bench", *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])])
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
     for sheet in found.sheets:

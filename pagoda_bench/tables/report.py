@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pagoda_bench.artifacts.checkpoint import save_atomic
+from pagoda_bench.artifacts.checkpoint import read_json, save_atomic
 from pagoda_bench.artifacts.provenance import code_revision, cpu_model, now, versions
 from pagoda_bench.artifacts.store import Artifact
 from pagoda_bench.errors import UserError
@@ -25,14 +25,25 @@ COMPARABLE = ("imagenet",)  # scales whose scores may stand beside published Ima
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What stays of a committed table of which some rows are published anew: the whole table, the cells of its other rows, and
+    where these are from (the provenance beside them)."""
+
+    table: Table
+    cells: Sequence[Cell]
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """A table with its verdicts, ready to print and to write."""
+    """A table with its verdicts, ready to print and to write. `others`: what it keeps of the one in its place."""
 
     table: Table
     cells: Sequence[Cell]
     verdicts: Sequence[Verdict]
     sheets: Sequence[render.Sheet]
     artifacts: Mapping[str, Artifact]
+    others: Kept | None = None
 
 
 def stem(table: Table) -> str:
@@ -46,6 +57,15 @@ def committed(table: Table, results: Path) -> list[Cell]:
     return long_form.load(path) if path.is_file() else []
 
 
+def kept(whole: Table, part: Table, results: Path) -> Kept | None:
+    """What the committed table of `whole` has beside the rows of `part`; None where that is nothing."""
+    measured = {row.id for row in part.rows}
+    here = {row.id for row in whole.rows}
+    cells = [cell for cell in committed(whole, results) if cell.id in here - measured]
+    about = read_json(results / whole.scale.name / f"{stem(whole)}.provenance.json")
+    return Kept(table=whole, cells=cells, provenance=about if isinstance(about, dict) else {}) if cells else None
+
+
 def report(
     table: Table,
     cells: Sequence[Cell],
@@ -53,8 +73,13 @@ def report(
     *,
     known: Sequence[Cell],
     paper_tables: Path,
+    others: Kept | None = None,
 ) -> Report:
-    """`known`: the committed cells. `paper_tables`: the folder of published values."""
+    """`known`: the committed cells. `paper_tables`: the folder of published values. `others`: what stays of the table in whose
+    place this one comes."""
+    if others is not None:
+        table, order = others.table, [row.id for row in others.table.rows]
+        cells = sorted([*cells, *others.cells], key=lambda cell: order.index(cell.id))
     values = published.load(paper_tables / table.published) if table.published else []
     texts = {
         row.id: render.published_text(values, row.published, table.published_resolution(row.resolution)) for row in table.rows
@@ -67,7 +92,7 @@ def report(
         comparable=table.scale.name in COMPARABLE,
         verdicts=verdicts if known else (),
     )
-    return Report(table=table, cells=cells, verdicts=verdicts, sheets=sheets, artifacts=artifacts)
+    return Report(table=table, cells=cells, verdicts=verdicts, sheets=sheets, artifacts=artifacts, others=others)
 
 
 def write(found: Report, out: Path, command: Sequence[str]) -> list[Path]:
@@ -101,6 +126,8 @@ def _figures(found: Report) -> dict[str, bytes]:
 
     name, short = stem(found.table), found.table.name  # the grid shows the first block, the same whatever is scored
     group = next(iter(long_form.together(found.cells)), [])  # figures show one protocol only
+    if found.others is not None:  # of the other rows there are no samples here: their grid stays, this one has its own name
+        short += f"-{next(row.row for row in found.table.rows if row.scores and row.scores[0].key in found.artifacts)}"
     pages = grids.pages(grids.rows_of(found.table, found.artifacts, found.cells))
     classes = grids.class_names(found.table.scale.data)
     against = {row.row: row.against for row in found.table.rows if row.against is not None}
@@ -124,7 +151,9 @@ def _figures(found: Report) -> dict[str, bytes]:
 
 
 def _provenance(found: Report, command: Sequence[str], digests: Mapping[str, str]) -> dict[str, Any]:
-    return {
+    others = found.others
+    about = {} if others is None else {"kept": _origin(others)}
+    return about | {
         "command": list(command),
         "written": now(),
         "package": code_revision(),
@@ -148,4 +177,13 @@ def _provenance(found: Report, command: Sequence[str], digests: Mapping[str, str
             }
             for v in found.verdicts
         ],
+    }
+
+
+def _origin(others: Kept) -> dict[str, Any]:
+    """Which rows were not measured now, and what is known of where they are from."""
+    said = ("command", "written", "package", "versions", "cpu", "artifacts", "not_made", "kept")
+    return {
+        "rows": sorted({cell.id for cell in others.cells}),
+        "from": {name: others.provenance[name] for name in said if name in others.provenance},
     }
