@@ -47,7 +47,9 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     help="Where the tables go [default: results, or out where results holds the committed ones].",
 )
-@click.option("--publish", is_flag=True, help="Let them replace the committed results of this checkout.")
+@click.option(
+    "--publish", is_flag=True, help="Let them replace the committed results of this checkout; with --rows the other rows stay."
+)
 @store_option
 @launch_options
 def reproduce(
