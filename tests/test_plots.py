@@ -55,8 +55,14 @@ CROWDED = [
 ]
 
 
+MANY = [
+    *CELLS,
+    *(cell(f"a row with a long name {i}", 64, 1.0 + 0.1 * i, 4e15) for i in range(16)),
+]
+
+
 @FIGURES
-@pytest.mark.parametrize("cells", [CELLS, CROWDED], ids=["spread", "crowded"])
+@pytest.mark.parametrize("cells", [CELLS, CROWDED, MANY], ids=["spread", "crowded", "many"])
 def test_labels_do_not_touch_and_stay_on_the_page(draw: Callable[[list[Cell]], Figure | None], cells: list[Cell]) -> None:
     figure = draw(cells)
     assert figure is not None

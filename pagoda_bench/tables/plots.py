@@ -22,6 +22,9 @@ from pagoda_bench.tables.style import STYLE
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 FLOOR_COLOUR = "#666666"
+HEIGHT, TALL = 3.5, 0.825  # inches of a figure, and the part of them that its axes take
+LETTER = 0.065  # inches
+MANY = 8  # labels at the right edge; more of them have one line each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +61,14 @@ def distance_by_resolution(cells: Sequence[Cell]) -> Figure | None:
     methods, real = series(cells)
     if not methods:
         return None
+    resolutions = sorted({c.resolution for m in methods for c in m.points} | {c.resolution for c in real})
+    ends = [(m.points[-1], m.label, m.colour) for m in methods]
+    ends += [(real[-1], "Real images:\nnoise floor", FLOOR_COLOUR)] if real else []
+    last = [(c, _named(t, c), colour) for c, t, colour in ends if c.resolution == resolutions[-1]]
+    if len(last) > MANY:
+        last = [(c, text.replace(":\n", ": ").replace("\n", ", "), colour) for c, text, colour in last]
     with matplotlib.rc_context(STYLE):
-        figure, axes = axes_of(5.6, 3.5, right=0.72)
-        resolutions = sorted({c.resolution for m in methods for c in m.points} | {c.resolution for c in real})
+        figure, axes = _beside([text for _, text, _ in last])
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlim(resolutions[0] / 1.25, resolutions[-1] * 1.12)
@@ -76,11 +84,10 @@ def distance_by_resolution(cells: Sequence[Cell]) -> Figure | None:
             axes.fill_between(xs, ys, [axes.get_ylim()[0]] * len(xs), color="#f0f0f0", linewidth=0, zorder=0.5)
         for method in methods:
             _line(axes, [c.resolution for c in method.points], method)
-        ends = [(m.points[-1], m.label, m.colour) for m in methods]
-        ends += [(real[-1], "Real images:\nnoise floor", FLOOR_COLOUR)] if real else []
-        last = resolutions[-1]
-        _end_labels(axes, [(c, _named(t, c), colour) for c, t, colour in ends if c.resolution == last])
-        inner = [(c.resolution, c.value or 0.0, _named(t, c), colour) for c, t, colour in ends if c.resolution != last]
+        _end_labels(axes, last)
+        inner = [
+            (c.resolution, c.value or 0.0, _named(t, c), colour) for c, t, colour in ends if c.resolution != resolutions[-1]
+        ]
         lines = [[(c.resolution, c.value or 0.0) for c in method.points] for method in methods]
         _place(axes, inner, [*lines, [(c.resolution, c.value or 0.0) for c in real]])
         axes.set_xlabel("Resolution (px)")
@@ -93,15 +100,23 @@ def distance_by_work(cells: Sequence[Cell]) -> Figure | None:
     methods, _ = series([c for c in cells if c.system == REAL or c.training_flops])
     if not methods:
         return None
+    points = [c for m in methods for c in m.points]
+    work = [c.training_flops or 1.0 for c in points]
+    low, high = min(work), max(work)
+    labels = []
+    for method in methods:
+        for cell in method.points:
+            name = f"{method.label}, " if cell is method.points[-1] else ""
+            labels.append((cell, f"{name}{cell.resolution} px", method.colour))
+    # Rows of equal work stand above each other; too many for labels around them have these at the edge.
+    dearest = [label for label in labels if (label[0].training_flops or 1.0) > 0.95 * high]
+    edge = dearest if len(dearest) > MANY else []
     with matplotlib.rc_context(STYLE):
-        figure, axes = axes_of(5.6, 3.5, right=0.955)
+        figure, axes = _beside([text for _, text, _ in edge]) if edge else axes_of(5.6, HEIGHT, right=0.955)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        points = [c for m in methods for c in m.points]
-        work = [c.training_flops or 1.0 for c in points]
-        low, high = min(work), max(work)
         margin = max((high / low) ** 0.12, 1.15)
-        axes.set_xlim(low / margin, high * margin**2.4)
+        axes.set_xlim(low / margin, high * margin ** (0.5 if edge else 2.4))
         limits(axes, points)
         for method in methods:
             _line(axes, [c.training_flops or 1.0 for c in method.points], method)
@@ -110,18 +125,34 @@ def distance_by_work(cells: Sequence[Cell]) -> Figure | None:
         axes.xaxis.set_major_formatter(FuncFormatter(_power))
         axes.set_xlabel("Training work, upstream stages included (floating-point operations)")
         axes.set_ylabel(f"Fréchet distance, N = {n_of(cells):,}")
-        labels = []
-        for method in methods:
-            for cell in method.points:
-                name = f"{method.label}, " if cell is method.points[-1] else ""
-                labels.append((cell.training_flops or 1.0, cell.value or 0.0, f"{name}{cell.resolution} px", method.colour))
-        _place(axes, labels, [[(c.training_flops or 1.0, c.value or 0.0) for c in method.points] for method in methods])
+        if edge:
+            _end_labels(axes, edge)
+        inner = [
+            (c.training_flops or 1.0, c.value or 0.0, text, colour)
+            for c, text, colour in labels
+            if (c, text, colour) not in edge
+        ]
+        _place(axes, inner, [[(c.training_flops or 1.0, c.value or 0.0) for c in method.points] for method in methods])
     return figure
+
+
+def _beside(texts: Sequence[str]) -> tuple[Figure, Axes]:
+    """A figure with room for these labels, one below the other, at its right."""
+    letters = max((len(line) for text in texts for line in text.split("\n")), default=0)
+    edge = max(1.57, 0.3 + LETTER * letters)
+    width, height = 4.03 + edge, max(HEIGHT, sum(map(_tall, texts)) / (1.06 * TALL))
+    return axes_of(width, height, right=4.03 / width)
+
+
+def _tall(text: str) -> float:
+    """Inches that a label takes, with a little space around it."""
+    return 0.15 * (1 + text.count("\n")) + 0.046
 
 
 def axes_of(width: float, height: float, right: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0.11, 0.145, right - 0.11, 0.825))
+    left, low = 0.616 / width, 0.145 * HEIGHT / height  # room for the ticks, in inches the same
+    axes = figure.add_axes((left, low, right - left, 1 - low - 0.03 * HEIGHT / height))
     return figure, axes
 
 
@@ -173,7 +204,10 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[Cell, str, str]]) -> None:
     low, high = (math.log(v) for v in axes.get_ylim())
     wanted = sorted(((math.log(max(c.value or 0, 1e-12)) - low) / (high - low), t, colour) for c, t, colour in ends)
     heights = [h for h, _, _ in wanted]
-    halves = [0.026 * (1 + t.count("\n")) + 0.008 for _, t, _ in wanted]
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    inches = axes.get_position().height * figure.get_figheight()
+    halves = [_tall(t) / 2 / inches for _, t, _ in wanted]
     for _ in range(400):  # push neighbours apart, both by half, and back from the ends
         for i in range(1, len(heights)):
             short = halves[i] + halves[i - 1] - (heights[i] - heights[i - 1])
