@@ -45,7 +45,7 @@ class TrainConfig(Config):
 
     steps: int = Field(ge=0)
     batch: int = Field(64, ge=1)
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(1e-3, ge=0)
     betas: tuple[Decay, Decay] = (0.9, 0.99)
     warmup: int = Field(50, ge=0)
     ema: Decay = 0.999  # half-life is steps-dependent: the decay is min(ema, (1 + step) / (10 + step))
@@ -147,7 +147,7 @@ class LossConfig(Config):
     pixel: float = Field(0.5, ge=0)  # weight of the L1 distance inside L_rec
     adversarial: float = Field(1.0, ge=0)
     adaptive: bool = True
-    lr_discriminator: float = Field(1e-3, gt=0)
+    lr_discriminator: float = Field(1e-3, ge=0)
     betas_discriminator: tuple[Decay, Decay] = (0.0, 0.99)
     discriminator_steps: int = Field(1, ge=1)  # updates of the discriminator on the maps of one step
     discriminator_width: int = Field(32, ge=1)

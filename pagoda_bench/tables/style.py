@@ -50,10 +50,10 @@ def files(figure: Figure) -> dict[str, bytes]:
 
 
 def _opaque(png: bytes) -> bytes:
-    """Without the alpha channel, and packed as well as it goes."""
+    """Without the alpha channel."""
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
-        image.convert("RGB").save(buffer, format="PNG", optimize=True, dpi=image.info.get("dpi"))
+        image.convert("RGB").save(buffer, format="PNG", dpi=image.info.get("dpi"))
     return buffer.getvalue()
 
 
