@@ -132,7 +132,7 @@ def test_set_reads_yaml_values_and_reaches_optional_keys() -> None:
         ("embedded", ["teacher.train.steps=-5"], "teacher: train.steps: Input should be greater than or equal to 0"),
         ("embedded", ["teacher.train.batch=0"], "teacher: train.batch: Input should be greater than or equal to 1"),
         ("embedded", ["teacher.train.lr=.nan"], "teacher: train.lr: Input should be a finite number"),
-        ("embedded", ["grow.0.train.lr=0"], "grow.0: train.lr: Input should be greater than 0"),
+        ("embedded", ["grow.0.train.lr=-1"], "grow.0: train.lr: Input should be greater than or equal to 0"),
         ("embedded", ["distill.train.betas=[0.9, 1]"], "distill: train.betas.1: Input should be less than 1"),
         ("embedded", ["distill.loss.adversarial=-1"], "distill: loss.adversarial: Input should be greater than or equal to 0"),
         ("embedded", ["pairs.points=1"], "pairs: points: Input should be greater than or equal to 2"),
