@@ -66,13 +66,15 @@ class _Head(nn.Module):
     def __init__(self, width: int, classes: int, halvings: int = 1) -> None:
         super().__init__()
         self.conv, self.norm = _strided(width), nn.BatchNorm2d(width)
-        self.deeper = nn.ModuleList(nn.ModuleList([_strided(width), nn.BatchNorm2d(width)]) for _ in range(halvings - 1))
+        self.deeper_convs = nn.ModuleList(_strided(width) for _ in range(halvings - 1))
+        self.deeper_norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(halvings - 1))
         self.logit = nn.Conv2d(width, 1, 1)
         self.embed = nn.Embedding(classes, width)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         h = F.leaky_relu(self.norm(_halved(self.conv, x)), 0.2)
-        for conv, norm in self.deeper:
+        for conv, norm in zip(self.deeper_convs, self.deeper_norms, strict=True):
+            assert isinstance(conv, nn.Conv2d)
             h = F.leaky_relu(norm(_halved(conv, h)), 0.2)
         match = (h * self.embed(labels)[:, :, None, None]).sum(1, keepdim=True) * h.shape[1] ** -0.5
         # Every scale weighs the same, however many places it has: at most 4x4 of them.
