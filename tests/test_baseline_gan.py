@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,39 @@ def test_adaptive_updates_are_counted_as_they_were_made(store: Store, tmp_path: 
     assert ctx.facts["training_flops"] == sum(own)
     assert ctx.facts["discriminator_updates"] == (3 + 4 * 1) / 5
     assert own[0] > own[1] == own[4]
+
+
+@pytest.mark.parametrize("loss", ["hinge_discriminator", "generator_loss"])
+def test_an_update_that_is_not_finite_is_counted_and_averages_follow_what_was_applied(
+    loss: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second of three steps the loss of one network is not a number: that network stays, the other goes on."""
+    spoilt, averaged, moved = False, [], []
+    call, average, real = train.Step.__call__, train.EMA.update, getattr(train, loss)
+
+    def step(self: train.Step, index: int, rng: np.random.Generator) -> dict[str, float]:
+        nonlocal spoilt
+        spoilt = index == 1
+        nets = (self.net, self.judge)
+        before = [[p.detach().clone() for p in net.parameters() if p.requires_grad] for net in nets]
+        found = call(self, index, rng)
+        after = [[p for p in net.parameters() if p.requires_grad] for net in nets]
+        moved.append([not all(map(torch.equal, *pair)) for pair in zip(before, after, strict=True)])
+        return found
+
+    def update(self: train.EMA, net: torch.nn.Module, index: int) -> None:
+        averaged.append(index)
+        average(self, net, index)
+
+    monkeypatch.setattr(train.Step, "__call__", step)
+    monkeypatch.setattr(train.EMA, "update", update)
+    monkeypatch.setattr(train, loss, lambda *given: real(*given) * (math.nan if spoilt else 1))
+    ctx = context(store, [FEATURES], tmp_path)
+    train.stem(STEM.model_copy(update={"train": SHORT.model_copy(update={"skips": 1})}), ctx)
+    alone = loss == "hinge_discriminator"
+    assert ctx.facts["skipped"] == 1
+    assert moved[-3:] == [[True, True], [alone, False], [True, True]]
+    assert averaged == ([0, 1, 2] if alone else [0, 2])
 
 
 def test_all_levels_together_cost_what_they_are_matched_with(store: Store, tmp_path: Path) -> None:

@@ -10,15 +10,14 @@ import torch
 
 from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.nets import device
-from pagoda_bench.pagoda import grow, pairs
+from pagoda_bench.pagoda import grow
 from pagoda_bench.recipes.stages import Distill, Grow
-from tests.test_steps import FEATURES, PAIRS, SHORT, TEACHER, inputs
+from tests.test_steps import FEATURES, PAIRS, SHORT, TEACHER, inputs_with_pairs
 
 
 def test_kept_states_are_made_in_the_precision_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "fast_bfloat16", lambda: True)  # slow or not, this processor can
-    found = inputs(tmp_path)
-    pairs.run(PAIRS, StageContext.for_test(tmp_path / "pairs", tmp_path / "work-pairs", found))
+    found = inputs_with_pairs(tmp_path)
     base, seen = Distill(pairs=PAIRS, features=FEATURES, train=SHORT), set()
     state = grow.Frozen._state
 
@@ -29,6 +28,6 @@ def test_kept_states_are_made_in_the_precision_of_a_step(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(grow.Frozen, "_state", watched)
     recipe = Grow(base=base, width=1, train=SHORT.model_copy(update={"precision": "bf16", "steps": 1}), cache=0.001)
-    everything = {**found, PAIRS.key: tmp_path / "pairs", base.key: found[TEACHER.key]}
+    everything = {**found, base.key: found[TEACHER.key]}
     grow.run(recipe, StageContext.for_test(tmp_path / "out", tmp_path / "work", everything))
     assert seen == {(rows, True, torch.bfloat16) for rows in (PAIRS.count, SHORT.batch)}

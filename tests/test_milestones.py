@@ -16,7 +16,7 @@ from pagoda_bench.data import open_dataset
 from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.frechet import frechet_from_features
 from pagoda_bench.nets.features import load_features, load_half
-from pagoda_bench.pagoda import distill, pairs, teacher
+from pagoda_bench.pagoda import distill, teacher
 from pagoda_bench.pagoda.generate import one_step as load_one_step
 from pagoda_bench.recipes.data import EmbeddedData
 from pagoda_bench.recipes.stages import Distill, OneStep, TrainConfig
@@ -26,7 +26,7 @@ from pagoda_bench.training.averages import save_averages
 from pagoda_bench.training.evaluation import FIRST, Evaluation, Validation
 from pagoda_bench.training.logs import read
 from pagoda_bench.training.loop import Task, train
-from tests.test_steps import DATA, FEATURES, PAIRS, SHORT, TEACHER, inputs
+from tests.test_steps import DATA, FEATURES, PAIRS, SHORT, TEACHER, inputs_with_pairs
 from tests.test_training import Stop, context, task
 
 # The best of a training
@@ -124,10 +124,7 @@ def test_a_damaged_best_checkpoint_costs_only_itself(tmp_path: Path, capsys: pyt
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("milestones")
-    found = inputs(folder)
-    pairs.run(PAIRS, StageContext.for_test(folder / "pairs", folder / "work", found))
-    return {**found, PAIRS.key: folder / "pairs"}
+    return inputs_with_pairs(tmp_path_factory.mktemp("milestones"))
 
 
 def test_what_is_measured_is_the_frechet_distance_and_changes_nothing(upstream: dict[str, Path], tmp_path: Path) -> None:

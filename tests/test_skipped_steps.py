@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.errors import UserError
-from pagoda_bench.pagoda import distill, pairs, steps, teacher
+from pagoda_bench.pagoda import distill, steps, teacher
 from pagoda_bench.pagoda.steps import Step
 from pagoda_bench.recipes.stages import Distill, LossConfig
 from pagoda_bench.training import features
 from pagoda_bench.training.loop import EMA
 from pagoda_bench.training.updates import LossScale
-from tests.test_steps import FEATURES, PAIRS, SHORT, TEACHER, inputs
+from tests.test_steps import FEATURES, PAIRS, SHORT, TEACHER, inputs_with_pairs
 
 AT = 1  # the step that is spoilt, of three
 TRAIN = SHORT.model_copy(update={"skips": 1, "schedule": "constant"})
@@ -27,10 +27,7 @@ TRAIN = SHORT.model_copy(update={"skips": 1, "schedule": "constant"})
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("upstream")
-    found = inputs(folder)
-    pairs.run(PAIRS, StageContext.for_test(folder / "pairs", folder / "work", found))
-    return {**found, PAIRS.key: folder / "pairs"}
+    return inputs_with_pairs(tmp_path_factory.mktemp("upstream"))
 
 
 class Spoilt(torch.autograd.Function):

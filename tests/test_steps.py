@@ -69,13 +69,16 @@ def inputs(folder: Path) -> dict[str, Path]:
     return found
 
 
+def inputs_with_pairs(folder: Path) -> dict[str, Path]:
+    """These, and the teacher's pairs."""
+    found = inputs(folder)
+    pairs.run(PAIRS, StageContext.for_test(folder / "pairs", folder / "work-pairs", found))
+    return {**found, PAIRS.key: folder / "pairs"}
+
+
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("upstream")
-    found = inputs(folder)
-    ctx = StageContext.for_test(folder / "pairs", folder / "work", found)
-    pairs.run(PAIRS, ctx)
-    return {**found, PAIRS.key: folder / "pairs"}
+    return inputs_with_pairs(tmp_path_factory.mktemp("upstream"))
 
 
 def run(recipe: Recipe, runner: Any, upstream: dict[str, Path], folder: Path, stop_at: int = 0) -> StageContext:

@@ -22,7 +22,7 @@ from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.features import Features
 from pagoda_bench.recipes.stages import Reference, Score
 from pagoda_bench.recipes.trained import trained_upstream
-from pagoda_bench.tables.cells import DIRECTIONS, DISTANCE, LOWER, OVER_FLOOR, Cell
+from pagoda_bench.tables.cells import DIRECTIONS, DISTANCE, LOWER, OVER_FLOOR, Cell, differences
 from pagoda_bench.tables.render import REAL
 from pagoda_bench.tables.spec import Row, Table
 
@@ -41,7 +41,7 @@ def assemble(table: Table, artifacts: Mapping[str, Artifact], failures: Mapping[
             cells.append(replace(head, status=f"not made: {_why(lost[0], failures)}"))
         else:
             cells += _measured(head, row, [artifacts[score.key] for score in row.scores], table.columns)
-    return [*_with_floor(cells)]
+    return [*with_floor(cells)]
 
 
 def _head(table: Table, row: Row) -> Cell:
@@ -122,13 +122,17 @@ def read_score(artifact: Artifact) -> dict[str, Any]:
     return value
 
 
-def _with_floor(cells: Sequence[Cell]) -> Iterator[Cell]:
-    """After each distance the same in units of the noise floor: the distance of real images at that resolution."""
-    floors = {c.resolution: c.value for c in cells if c.system == REAL and c.metric == DISTANCE and c.value}
+def with_floor(cells: Sequence[Cell]) -> Iterator[Cell]:
+    """After each distance the same in units of the noise floor, where that is not there yet: the distance of real images at
+    that resolution, by the same protocol."""
+    floors = {c.resolution: c for c in cells if c.system == REAL and c.metric == DISTANCE and c.value}
+    there = {c.id for c in cells if c.metric == OVER_FLOOR}
     for cell in cells:
         yield cell
-        floor = floors.get(cell.resolution)
-        if cell.metric == DISTANCE and cell.value is not None and floor:
+        real = floors.get(cell.resolution)
+        if cell.metric != DISTANCE or cell.value is None or real is None or cell.id in there:
+            continue
+        if (floor := real.value) and not differences(cell, real):
             yield replace(
                 cell,
                 metric=OVER_FLOOR,

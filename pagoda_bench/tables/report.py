@@ -16,6 +16,7 @@ from pagoda_bench.artifacts.store import Artifact
 from pagoda_bench.errors import UserError
 from pagoda_bench.tables import cells as long_form
 from pagoda_bench.tables import latex, published, render, verdict
+from pagoda_bench.tables.assemble import with_floor
 from pagoda_bench.tables.cells import Cell
 from pagoda_bench.tables.spec import Table
 from pagoda_bench.tables.verdict import Verdict
@@ -79,7 +80,7 @@ def report(
     place this one comes."""
     if others is not None:
         table, order = others.table, [row.id for row in others.table.rows]
-        cells = sorted([*cells, *others.cells], key=lambda cell: order.index(cell.id))
+        cells = [*with_floor(sorted([*cells, *others.cells], key=lambda cell: order.index(cell.id)))]
     values = published.load(paper_tables / table.published) if table.published else []
     texts = {
         row.id: render.published_text(values, row.published, table.published_resolution(row.resolution)) for row in table.rows
