@@ -197,6 +197,8 @@ def test_rows_that_are_published_leave_the_committed_others_in_the_table(
     assert list(dict.fromkeys(c.id for c in cells)) == ["pagoda-8", "pagoda-16", "real-8", "real-16"]  # in the table's order
     assert before.items() < published().items()
     floor, own = (next(c.value for c in cells if (c.id, c.metric) == (row, "fd")) for row in ("real-16", "pagoda-16"))
+    assert floor
+    assert own
     assert [c.value for c in cells if (c.id, c.metric) == ("pagoda-16", "fd_over_floor")] == [own / floor]  # of what was there
     assert "PaGoDA" in (folder / "table1.md").read_text(encoding="utf-8")
     about = json.loads((folder / "table1.provenance.json").read_text(encoding="utf-8"))
