@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pagoda_bench.data import Dataset
-from pagoda_bench.diffusion.edm import lognormal_sigma, normal_from_uniform
+from pagoda_bench.diffusion.edm import lognormal_sigma, normal_from_uniform, stratified
 from pagoda_bench.nets.features import to_network
 from pagoda_bench.training import parallel
 from pagoda_bench.training.loop import batch_indices
@@ -39,11 +39,6 @@ def mine(*drawn: Tensor) -> list[Tensor]:
     return [value[part] for value in drawn]
 
 
-def stratified(batch: int) -> Tensor:
-    """One uniform draw from every 1/batch of (0, 1), float64 (batch,): less variance from batch to batch."""
-    return ((torch.arange(batch) + torch.rand(batch, dtype=torch.float64)) / batch).clamp(1e-6, 1 - 1e-6)
-
-
-def stratified_sigma(batch: int, p_mean: float, p_std: float) -> Tensor:
+def stratified_sigma(batch: int, p_mean: float, p_std: float, *, shuffled: bool = False) -> Tensor:
     """EDM's training noise levels, ln sigma ~ N(p_mean, p_std^2), float32 (batch,), stratified."""
-    return lognormal_sigma(normal_from_uniform(stratified(batch)), p_mean, p_std).float()
+    return lognormal_sigma(normal_from_uniform(stratified(batch, shuffled=shuffled)), p_mean, p_std).float()

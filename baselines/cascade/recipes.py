@@ -12,7 +12,7 @@ from baselines.sections import section
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config
 from pagoda_bench.recipes.methods import describe
-from pagoda_bench.recipes.stages import EDM, Generator, Heun, UNetConfig, Upsampled
+from pagoda_bench.recipes.stages import EDM, Generator, Heun, Strata, UNetConfig, Upsampled
 from pagoda_bench.recipes.trained import Trained
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class SuperResolution(Trained, kind="super-resolution"):
     filter: Literal["nearest", "bilinear", "bicubic"] = "bilinear"  # by which the low-resolution image is enlarged
     p_mean: float = -1.2
     p_std: float = 1.2
+    strata: Strata = "in_order"
     after: EDM | SuperResolution | None = None
 
     @model_validator(mode="after")

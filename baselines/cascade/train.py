@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baselines.batches import images_of_step, mine, stratified, stratified_sigma
+from baselines.batches import images_of_step, mine, stratified_sigma
 from baselines.cascade.augment import blur_some, condition, corrupt, draw_blur, draw_levels
 from baselines.cascade.net import SuperResolutionUNet
 from baselines.cascade.recipes import Augmentation, SuperResolution
 from baselines.training import descend, fit, together
 from pagoda_bench.data import open_dataset
-from pagoda_bench.diffusion.edm import SIGMA_MIN, training_loss
+from pagoda_bench.diffusion.edm import SIGMA_MIN, stratified, training_loss
 from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import save_half
 from pagoda_bench.training.loop import EMA, Task
@@ -35,7 +35,7 @@ def run(recipe: SuperResolution, ctx: Any) -> None:
 
     def step(index: int, rng: np.random.Generator) -> dict[str, float]:
         (small, image), labels = images_of_step(data, resolutions, batch, index, recipe.seed)
-        (sigma,) = mine(stratified_sigma(batch, recipe.p_mean, recipe.p_std))
+        (sigma,) = mine(stratified_sigma(batch, recipe.p_mean, recipe.p_std, shuffled=recipe.strata == "shuffled"))
         small, level = augmented(small, recipe.augment, rng, batch)
         (noise,) = mine(torch.randn(batch, *image.shape[1:]))
         small, level, image, labels, noise, sigma = (t.to(device) for t in (small, level, image, labels, noise, sigma))

@@ -8,7 +8,7 @@ SMALL_TRAIN: dict[str, Any] = {"steps": 1, "batch": 64, "lr": 1.0e-3, "ema": 0.9
 
 # Images are brought to unit variance, and the noise levels of both phases lie about where those of the EDM models of the same
 # resolutions do: their logarithms have means of -1.4 at 8 px and of -0.4 at 64 px, with a deviation of 1.6.
-_SMALL_PROCESS: dict[str, Any] = {"deviation": 0.5}
+_SMALL_PROCESS: dict[str, Any] = {"deviation": 0.5, "strata": "shuffled"}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # 8 px tokens one by one, then 64 px: a quarter of the work for the core, which is cheap, the rest for the high resolution.

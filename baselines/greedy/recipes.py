@@ -15,7 +15,7 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config, Recipe
 from pagoda_bench.recipes.methods import describe
 from pagoda_bench.recipes.samplers import SamplerConfig
-from pagoda_bench.recipes.stages import Generator
+from pagoda_bench.recipes.stages import Generator, Strata
 from pagoda_bench.recipes.trained import Trained
 from pagoda_bench.recipes.values import merged
 
@@ -79,6 +79,7 @@ class ProcessConfig(Config):
     logsnr_min: float = -15.0
     logsnr_max: float = 15.0
     loss: Literal["v", "epsilon"] = "v"  # whose squared error is averaged
+    strata: Strata = "in_order"
     drop: float = Field(0.1, ge=0, lt=1)  # share of images whose condition is left out, for guidance
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baselines.batches import mine, stratified
+from baselines.batches import mine
 from baselines.greedy import process
 from baselines.greedy.net import GreedyNet, shard
 from baselines.greedy.recipes import CoreConfig, GreedyCore, GreedyGrown, OuterConfig
 from baselines.greedy.text import captions_of, encoder
 from baselines.training import descend, fit, together
 from pagoda_bench.data import Dataset, open_dataset
+from pagoda_bench.diffusion.edm import stratified
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import save_half, to_network
@@ -116,7 +117,8 @@ def _fit(recipe: GreedyCore | GreedyGrown, net: GreedyNet, ctx: Any) -> None:
         if how.drop:
             left_out = (torch.rand(batch) < how.drop)[part].view(-1, *[1] * (given.dim() - 1))
             given = torch.where(left_out, condition.null(len(image)).to(given.dtype), given)
-        logsnr = process.logsnr_of(stratified(batch), outer.resolution, how.shift, how.logsnr_min, how.logsnr_max).float()
+        drawn_at = stratified(batch, shuffled=how.strata == "shuffled")
+        logsnr = process.logsnr_of(drawn_at, outer.resolution, how.shift, how.logsnr_min, how.logsnr_max).float()
         drawn = mine(torch.randn(batch, *image.shape[1:]), logsnr)
         image, given, noise, logsnr = (t.to(device) for t in (image, given, *drawn))
         loss = process.training_loss(net, image, noise, logsnr, given, how.loss).mean()

@@ -114,8 +114,7 @@ def diffusion(recipe: LatentDiffusion, ctx: Any) -> None:
     def step(index: int, rng: np.random.Generator) -> dict[str, float]:
         (image,), labels = images_of_step(data, [size], batch, index, recipe.seed)
         coding = torch.randn(batch, 3, side, side)
-        # In another order than the images: endless data have their classes in turn, which must not decide the level.
-        sigma = stratified_sigma(batch, recipe.p_mean, recipe.p_std)[torch.randperm(batch)]
+        sigma = stratified_sigma(batch, recipe.p_mean, recipe.p_std, shuffled=True)
         left_out = torch.rand(batch) < recipe.drop if recipe.drop else torch.zeros(batch, dtype=torch.bool)
         drawn = mine(coding, sigma, left_out, torch.randn(batch, 3, side, side))
         image, labels, coding, sigma, left_out, noise = (t.to(device) for t in (image, labels, *drawn))

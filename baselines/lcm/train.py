@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from baselines.batches import images_of_step, mine, stratified
+from baselines.batches import images_of_step, mine
 from baselines.consistency.train import follow
 from baselines.latent.train import WEIGHTS, load_coder
 from baselines.lcm import functions as lcm
@@ -18,7 +18,7 @@ from baselines.lcm.net import GuidedUNet
 from baselines.lcm.recipes import GuidedObjective, LatentConsistency
 from baselines.training import descend, fit, together
 from pagoda_bench.data import open_dataset
-from pagoda_bench.diffusion.edm import SIGMA_DATA
+from pagoda_bench.diffusion.edm import SIGMA_DATA, stratified
 from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import save_half
 from pagoda_bench.nets.unet import UNet

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from pagoda_bench.artifacts.checkpoint import read_json
 from pagoda_bench.artifacts.provenance import FLOPS, UPSTREAM_FLOPS
 from pagoda_bench.data import open_dataset
-from pagoda_bench.diffusion.edm import SIGMA_MAX, denoise, karras_grid, lognormal_sigma, normal_from_uniform, training_loss
+from pagoda_bench.diffusion.edm import (
+    SIGMA_MAX,
+    denoise,
+    karras_grid,
+    lognormal_sigma,
+    normal_from_uniform,
+    stratified,
+    training_loss,
+)
 from pagoda_bench.diffusion.solvers import heun
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.device import compute_device
@@ -56,8 +64,7 @@ def _run(recipe: EDM, ctx: Any) -> None:
         nonlocal moved
         numbers = batch_indices(data.size("train"), batch, index, recipe.seed)
         flips = torch.rand(batch) < 0.5 if mirror else None
-        # One noise level from every 1/N of the distribution: less variance from batch to batch.
-        uniform = ((torch.arange(batch) + torch.rand(batch, dtype=torch.float64)) / batch).clamp(1e-6, 1 - 1e-6)
+        uniform = stratified(batch, shuffled=recipe.strata == "shuffled")
         sigma = lognormal_sigma(normal_from_uniform(uniform), recipe.p_mean, recipe.p_std).float()
         eps = torch.randn(batch, 3, recipe.net.output_resolution, recipe.net.output_resolution)
         total = 0.0

@@ -40,6 +40,12 @@ class UNetConfig(Config):
         return self.resolution * 2 ** (len(decoder) - len(self.encoder))
 
 
+# Noise levels of a batch are drawn one from each of its strata, in the order of the images or in a random one. In order is
+# right where images come in random order. The endless data have their classes in turn: there a class would meet every second
+# stratum of an even batch and never the others (docs/embedded.md).
+Strata = Literal["in_order", "shuffled"]
+
+
 class TrainConfig(Config):
     """One loop for all methods. `lr` is decayed by a cosine to zero over `steps`, after `warmup` linear steps."""
 
@@ -96,6 +102,7 @@ class EDM(Recipe, kind="edm"):
     seed: int = Field(0, ge=0)
     p_mean: float = -1.2
     p_std: float = Field(1.2, gt=0)
+    strata: Strata = "in_order"  # which keeps the identity of models trained before there was a choice
     match: Recipe | None = None
     share: float = Field(1.0, gt=0)  # of the work of `match`, where something is to be made of this model with the rest
 
