@@ -26,7 +26,7 @@ from pagoda_bench.recipes.stages import EDM, TrainConfig, UNetConfig
 CLASSES, BATCH = 10, 4
 DATA = EmbeddedData(master=8)
 TRAIN = TrainConfig(steps=120, batch=BATCH, lr=0.0)
-NET = UNetConfig(resolution=8, channels=8, encoder=(1,), attention=(), grown_blocks=1)
+NET = UNetConfig(resolution=8, channels=8, encoder=(1,), attention=(), head_channels=8, grown_blocks=1)
 
 
 def edm(strata: Any) -> Recipe:
@@ -39,9 +39,8 @@ def super_resolution(strata: Any) -> Recipe:
 
 def greedy_core(strata: Any) -> Recipe:
     core = CoreConfig(grid=4, width=8, depth=1, heads=1)
-    return GreedyCore(
-        data=DATA, core=core, outer=OuterConfig(resolution=8, patch=2), train=TRAIN, process=ProcessConfig(strata=strata, drop=0)
-    )
+    how = ProcessConfig(strata=strata, drop=0)
+    return GreedyCore(data=DATA, core=core, outer=OuterConfig(resolution=8, patch=2), train=TRAIN, process=how)
 
 
 # The recipe, its trainer, the module whose `training_loss` it calls, and where in that call noise levels and labels stand.
