@@ -25,7 +25,7 @@ from pagoda_bench.recipes.stages import EDM, TrainConfig, UNetConfig
 
 CLASSES, BATCH = 10, 4
 DATA = EmbeddedData(master=8)
-TRAIN = TrainConfig(steps=120, batch=BATCH, lr=0.0)
+TRAIN = TrainConfig(steps=80, batch=BATCH, lr=0.0)
 NET = UNetConfig(resolution=8, channels=8, encoder=(1,), attention=(), head_channels=8, grown_blocks=1)
 
 
