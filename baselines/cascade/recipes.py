@@ -11,8 +11,9 @@ from baselines.cascade.presets import PRESETS
 from baselines.sections import section
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config
+from pagoda_bench.recipes.data import Strata
 from pagoda_bench.recipes.methods import describe
-from pagoda_bench.recipes.stages import EDM, Generator, Heun, Strata, UNetConfig, Upsampled
+from pagoda_bench.recipes.stages import EDM, Generator, Heun, UNetConfig, Upsampled
 from pagoda_bench.recipes.trained import Trained
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from baselines.greedy.presets import PRESETS
 from baselines.sections import match_of, section
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config, Recipe
+from pagoda_bench.recipes.data import Strata
 from pagoda_bench.recipes.methods import describe
 from pagoda_bench.recipes.samplers import SamplerConfig
-from pagoda_bench.recipes.stages import Generator, Strata
+from pagoda_bench.recipes.stages import Generator
 from pagoda_bench.recipes.trained import Trained
 from pagoda_bench.recipes.values import merged
 

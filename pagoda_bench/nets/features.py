@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -105,8 +106,10 @@ def save_half(state: dict[str, Tensor], path: Path) -> None:
 
 
 def load_half(path: Path) -> dict[str, Tensor]:
-    """What `save_half` wrote, floating-point tensors as float32."""
-    return {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+    """What `save_half` wrote, floating-point tensors as float32. The file's own tensors are not kept beside them."""
+    with safe_open(path, framework="pt") as file:
+        found = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+        return {name: value.float() if value.is_floating_point() else value for name, value in found}
 
 
 def fold(model: FeatureModel) -> dict[str, Tensor]:

@@ -10,6 +10,11 @@ from pagoda_bench.recipes.base import Config
 
 Split = Literal["train", "val"]
 
+# Noise levels of a batch are drawn one from each of its strata, in the order of the images or in a random one. In order is
+# right where images come in random order. The endless data have their classes in turn: there a class would meet every second
+# stratum of an even batch and never the others (docs/embedded.md).
+Strata = Literal["in_order", "shuffled"]
+
 
 class DataConfig(Config):
     """A data set of square RGB images with one class label each."""

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pagoda_bench.recipes.base import Config, Recipe, result_neutral
-from pagoda_bench.recipes.data import DataConfig, Split
+from pagoda_bench.recipes.data import DataConfig, Split, Strata
 from pagoda_bench.recipes.features import Features
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -38,12 +38,6 @@ class UNetConfig(Config):
     def output_resolution(self) -> int:
         decoder = self.decoder or self.encoder
         return self.resolution * 2 ** (len(decoder) - len(self.encoder))
-
-
-# Noise levels of a batch are drawn one from each of its strata, in the order of the images or in a random one. In order is
-# right where images come in random order. The endless data have their classes in turn: there a class would meet every second
-# stratum of an even batch and never the others (docs/embedded.md).
-Strata = Literal["in_order", "shuffled"]
 
 
 class TrainConfig(Config):
