@@ -17,7 +17,7 @@ from pagoda_bench.diffusion.consistency import consistency, trajectory
 from pagoda_bench.nets.features import load_half
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.generate import NoiseSampler
-from pagoda_bench.recipes.imported import Imported, ImportedHeun, ImportedOneStep, ReleasedTeacher
+from pagoda_bench.recipes.imported import Imported, ImportedHeun, ImportedOneStep, ReleasedOneStep, ReleasedTeacher
 from pagoda_bench.recipes.published import Role
 
 ADM_STEPS = 1000
@@ -57,6 +57,15 @@ def heun(config: ImportedHeun, ctx: Any) -> NoiseSampler:
 def teacher(recipe: ReleasedTeacher, ctx: Any) -> None:
     """The runner of `ReleasedTeacher`: the same weights under the name that stages read a teacher by. What their training took
     is not known, and nothing is recorded of it."""
+    _copied(recipe, ctx)
+
+
+def generator(recipe: ReleasedOneStep, ctx: Any) -> None:
+    """The runner of `ReleasedOneStep`, likewise."""
+    _copied(recipe, ctx)
+
+
+def _copied(recipe: ReleasedTeacher | ReleasedOneStep, ctx: Any) -> None:
     shutil.copyfile(ctx.input(recipe.of) / "model.safetensors", ctx.out / "model.safetensors")
     ctx.record(parameters=ctx.provenance(recipe.of).get("parameters"), source=f"{recipe.of.kind}/{recipe.of.key}")
 

@@ -84,6 +84,44 @@ class ReleasedTeacher(EDM, kind="released-teacher"):
         return f"released edm {self.net.output_resolution}px"
 
 
+class ReleasedOneStep(Distill, kind="released-one-step"):
+    """Released one-step weights in the place of a generator that is made here: what Stage 3 goes on from. They may have grown
+    levels already. `pairs` and `features` are those of the levels that are grown on them, and are not needed before."""
+
+    runner: ClassVar[str] = "pagoda_bench.pagoda.released:generator"
+    distributed: ClassVar[bool] = False
+
+    of: Imported
+    train: TrainConfig = TrainConfig(steps=0)
+
+    @model_validator(mode="after")
+    def _looks(self) -> ReleasedOneStep:  # in the place of the check of a loss, which there is none of
+        if self.of.role != "generator":  # growth takes the raw output of the network for the image
+            raise ValueError(
+                f"the weights of '{self.of.format}' are no generator of PaGoDA: Stage 3 goes on from pagoda-64 and up"
+            )
+        ours, theirs = self.of.net, self.pairs.teacher.net
+        if (ours.resolution, ours.classes) != (theirs.resolution, theirs.classes):
+            raise ValueError(
+                f"the weights take latents of {ours.resolution} px and {ours.classes} classes, the teacher's are of "
+                f"{theirs.resolution} px and {theirs.classes} classes"
+            )
+        if self.train.steps:
+            raise ValueError("released weights are taken as they are: leave train away")
+        return self
+
+    def inputs(self) -> list[Recipe]:
+        return [self.of]
+
+    @property
+    def net(self) -> UNetConfig:
+        return self.of.net
+
+    @property
+    def title(self) -> str:
+        return f"released generator {self.net.output_resolution}px"
+
+
 class ImportedOneStep(Generator, kind="imported-one-step"):
     """G(z) of released one-step weights, z ~ N(0, 80^2): PaGoDA's, or one step of a consistency model or of CTM."""
 
