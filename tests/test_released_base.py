@@ -105,6 +105,20 @@ def test_the_row_of_the_base_is_the_released_generator(store: Store, tmp_path: P
     assert (cost.flops, cost.parameters) == (0, sum(v.numel() for v in weights(NET).values()))
 
 
+def test_whatever_judges_the_rows_a_released_generator_is_one(store: Store, tmp_path: Path) -> None:
+    """As at the ImageNet scale, whose features are pretrained and whose losses look through projections."""
+    of = imported(store, "pagoda-64", NET, tmp_path)
+    sections = {
+        "features": {"kind": "pretrained", "network": "inception"},
+        "distill": {"released": recipe_json(store, of)},
+        "grow": [{"width": 1, "train": TRAIN, "loss": {"features": "projected"}}],
+    }
+    for at in (8, 16):
+        found = methods.pagoda(scale(**sections), at)
+        assert found.resolution == at
+        assert OneStep.load(found.to_dict()) == found
+
+
 def test_released_weights_with_grown_levels_are_a_level_of_the_chain(store: Store, tmp_path: Path) -> None:
     of = imported(store, "pagoda-128", GROWN, tmp_path)
     levels = {"grown": [16, 32], "grow": [{"released": recipe_json(store, of)}, {"width": 0.5, "train": TRAIN}]}

@@ -17,6 +17,7 @@ from pagoda_bench.recipes.stages import (
     Generator,
     Grow,
     Heun,
+    LossConfig,
     OneStep,
     Score,
     TrainConfig,
@@ -93,9 +94,10 @@ class ReleasedOneStep(Distill, kind="released-one-step"):
 
     of: Imported
     train: TrainConfig = TrainConfig(steps=0)
+    loss: LossConfig = LossConfig(features="projected")  # there is none; this one goes with any `features`
 
     @model_validator(mode="after")
-    def _looks(self) -> ReleasedOneStep:  # in the place of the check of a loss, which there is none of
+    def _fits(self) -> ReleasedOneStep:
         if self.of.role != "generator":  # growth takes the raw output of the network for the image
             raise ValueError(
                 f"the weights of '{self.of.format}' are no generator of PaGoDA: Stage 3 goes on from pagoda-64 and up"
@@ -106,8 +108,8 @@ class ReleasedOneStep(Distill, kind="released-one-step"):
                 f"the weights take latents of {ours.resolution} px and {ours.classes} classes, the teacher's are of "
                 f"{theirs.resolution} px and {theirs.classes} classes"
             )
-        if self.train.steps:
-            raise ValueError("released weights are taken as they are: leave train away")
+        if self.train.steps or self.loss != LossConfig(features="projected"):
+            raise ValueError("released weights are taken as they are: leave train and loss away")
         return self
 
     def inputs(self) -> list[Recipe]:
