@@ -23,6 +23,7 @@ from baselines.consistency.presets import CD, CT, ICT, TWO_STEPS
 from baselines.consistency.recipes import ConsistencyDistillation, ConsistencySampler, ConsistencyTraining, Objective
 from baselines.consistency.sample import load
 from pagoda_bench.artifacts.context import StageContext
+from pagoda_bench.diffusion.consistency import boundary, consistency
 from pagoda_bench.diffusion.edm import karras_grid
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.features import save_half
@@ -53,7 +54,7 @@ class AsNetwork(nn.Module):
     """A network whose consistency function is `flow`: c_skip and c_out undone."""
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        c = [v.view(-1, 1, 1, 1) for v in cm.boundary(sigma)]
+        c = [v.view(-1, 1, 1, 1) for v in boundary(sigma)]
         return (flow(x / c[2], sigma) - c[0] * x / c[2]) / c[1].clamp(min=1e-12)
 
 
@@ -85,7 +86,7 @@ SCALINGS = [
 
 @pytest.mark.parametrize(("sigma", "c_skip", "c_out"), SCALINGS)
 def test_the_boundary_factors_are_the_published_ones(sigma: float, c_skip: float, c_out: float) -> None:
-    found = cm.boundary(torch.tensor(sigma, dtype=torch.float64))
+    found = boundary(torch.tensor(sigma, dtype=torch.float64))
     assert found.c_skip.item() == pytest.approx(c_skip, rel=1e-12)
     assert found.c_out.item() == pytest.approx(c_out, rel=1e-12, abs=1e-15)
     assert found.c_in.item() == pytest.approx(1 / math.hypot(sigma, 0.5), rel=1e-12)
@@ -93,7 +94,7 @@ def test_the_boundary_factors_are_the_published_ones(sigma: float, c_skip: float
 
 def test_at_the_lowest_level_f_is_the_identity_whatever_the_network_says() -> None:
     x = torch.randn(5, 3, 4, 4)
-    found = cm.consistency(lambda x, s, y: 100 * torch.ones_like(x), x, torch.full((5,), 0.002, dtype=torch.float64), NO_LABELS)
+    found = consistency(lambda x, s, y: 100 * torch.ones_like(x), x, torch.full((5,), 0.002, dtype=torch.float64), NO_LABELS)
     torch.testing.assert_close(found, x)
 
 
@@ -215,7 +216,7 @@ def test_training_finds_the_exact_flow_of_a_gaussian(method: str) -> None:
     def error(sigma: float) -> float:
         x = MEAN + math.hypot(STD, sigma) * torch.randn(2000, 2, 1, 1)
         with torch.no_grad():
-            found = cm.consistency(net, x, torch.full((2000,), sigma, dtype=torch.float64), NO_LABELS)
+            found = consistency(net, x, torch.full((2000,), sigma, dtype=torch.float64), NO_LABELS)
         return float((found - flow(x, sigma)).square().mean().sqrt() / STD)
 
     before = {sigma: error(sigma) for sigma in (0.3, 1.0, 5.0, 80.0)}
@@ -256,7 +257,7 @@ def test_sampling_is_that_of_diffusers() -> None:
     levels = (80.0, TWO_STEPS["cd"])
     assert scheduler.sigmas[:2].tolist() == pytest.approx(levels)
     found = cm.multistep(
-        lambda x, s: cm.consistency(net, x, s, NO_LABELS), z, levels, lambda: torch.randn(4, 3, 8, 8, generator=ours)
+        lambda x, s: consistency(net, x, s, NO_LABELS), z, levels, lambda: torch.randn(4, 3, 8, 8, generator=ours)
     )
     torch.testing.assert_close(found, x, rtol=0, atol=1e-5)
 

@@ -25,7 +25,8 @@ from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda import importing, released
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.data import EmbeddedData
-from pagoda_bench.recipes.imported import Format, Imported, ImportedHeun, ImportedOneStep, Samples, generator_of
+from pagoda_bench.recipes.imported import Imported, ImportedHeun, ImportedOneStep, Samples, generator_of
+from pagoda_bench.recipes.published import ADM32, PUBLISHED, ROLES, Format
 from pagoda_bench.recipes.registry import read_recipe
 from pagoda_bench.recipes.samplers import Sampled, SamplerConfig
 from pagoda_bench.recipes.stages import EDM, Heun, TrainConfig, UNetConfig
@@ -86,9 +87,14 @@ def test_each_name_stands_for_its_published_network() -> None:
         "pagoda-512": ("64to512_consistent", "64to512_default"),
         "edm-openai-64": ("64to64",),
         "adm-64": ("64to64",),
+        "cd-lpips-64": ("64to64",),
+        "cd-l2-64": ("64to64",),
+        "ct-64": ("64to64",),
+        "ctm-64": ("64to64",),
     }
-    assert {name: tuple(FULL[net] for net in nets) for name, nets in stated.items()} == importing.PUBLISHED
-    assert tuple(stated) == get_args(Format) == import_weights.NAMES
+    assert {name: tuple(FULL[net] for net in nets) for name, nets in stated.items()} == PUBLISHED
+    assert tuple(stated) == tuple(ROLES) == get_args(Format) == import_weights.NAMES
+    assert FULL["32to32"] == ADM32  # whose keys, shapes and count tests/test_unet.py holds
 
 
 # Whole or not at all

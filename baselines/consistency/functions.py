@@ -1,6 +1,6 @@
 """What consistency models are made of (Song et al. 2023, arXiv 2303.01469; Song and Dhariwal 2023, arXiv 2310.14189).
 
-A consistency function f(x, sigma) maps every point of a trajectory of the probability-flow ODE to its end at `SIGMA_MIN`.
+How they are trained, and sampled in several steps; the function itself is in pagoda_bench/diffusion/consistency.py.
 Pure functions, in EDM's variables: x = image + sigma * n. Noise levels are float64 (N,), one an image; x is (N, C, H, W).
 """
 
@@ -15,26 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pagoda_bench.diffusion.edm import SIGMA_DATA, SIGMA_MIN, Network, Preconditioning
+from pagoda_bench.diffusion.edm import SIGMA_MIN
 from pagoda_bench.diffusion.solvers import DenoiseFn
-
-
-def boundary(sigma: Tensor, sigma_data: float = SIGMA_DATA, sigma_min: float = SIGMA_MIN) -> Preconditioning:
-    """EDM's factors with sigma - sigma_min in place of sigma, so that f is the identity at sigma_min (2303.01469, App. C)."""
-    scale = (sigma**2 + sigma_data**2).sqrt()
-    return Preconditioning(
-        c_skip=sigma_data**2 / ((sigma - sigma_min) ** 2 + sigma_data**2),
-        c_out=(sigma - sigma_min) * sigma_data / scale,
-        c_in=1 / scale,
-    )
-
-
-def consistency(
-    net: Network, x: Tensor, sigma: Tensor, labels: Tensor, sigma_data: float = SIGMA_DATA, sigma_min: float = SIGMA_MIN
-) -> Tensor:
-    """f(x, sigma) = c_skip x + c_out net(c_in x, sigma), not clamped. `labels` (N,) int64."""
-    c_skip, c_out, c_in = (c.to(x.dtype).view(-1, 1, 1, 1) for c in boundary(sigma, sigma_data, sigma_min))
-    return c_skip * x + c_out * net(c_in * x, sigma.to(x.dtype), labels)
 
 
 def teacher_step(denoise_fn: DenoiseFn, x: Tensor, high: Tensor, low: Tensor, solver: Literal["heun", "euler"]) -> Tensor:

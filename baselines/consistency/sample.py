@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.consistency.functions import consistency, multistep
+from baselines.consistency.functions import multistep
 from baselines.consistency.recipes import ConsistencySampler
+from pagoda_bench.diffusion.consistency import consistency
 from pagoda_bench.diffusion.edm import SIGMA_MAX
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.weights import load_file_whole

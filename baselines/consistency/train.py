@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from baselines.batches import images_of_step, mine
 from baselines.consistency.functions import (
-    consistency,
     data_step,
     huber_constant,
     lognormal_probabilities,
@@ -25,6 +24,7 @@ from baselines.consistency.functions import (
 from baselines.consistency.recipes import ConsistencyDistillation, ConsistencyTraining, Objective
 from baselines.training import descend, fit, together
 from pagoda_bench.data import open_dataset
+from pagoda_bench.diffusion.consistency import consistency
 from pagoda_bench.diffusion.edm import denoise, karras_grid, stratified
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.device import compute_device

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from pagoda_bench.cli.common import open_store, store_option
 from pagoda_bench.errors import UserError, nearest
+from pagoda_bench.recipes.published import Format
 
-NAMES = ("pagoda-64", "pagoda-128", "pagoda-256", "pagoda-512", "edm-openai-64", "adm-64")
+NAMES = get_args(Format)
 
 
 @click.command(
@@ -18,6 +20,7 @@ NAMES = ("pagoda-64", "pagoda-128", "pagoda-256", "pagoda-512", "edm-openai-64",
 Examples:
   pagoda-bench import stage2_onestep_generator_64x64_to_64x64_ema_0.999_420000_fid_1.21.pt --as pagoda-64
   pagoda-bench import edm_imagenet64_ema.pt --as edm-openai-64
+  pagoda-bench import cd_imagenet64_lpips.pt --as cd-lpips-64
   pagoda-bench import mine.safetensors --as pagoda-64 --own-architecture --head-channels 16
   pagoda-bench sample pagoda-64 --n 1000 --out samples.npz
 """,

@@ -150,16 +150,21 @@ class UNet(nn.Module):
         return self.time_embed(self.time_waves(sigma, len(labels))) + self.label_emb(labels)
 
     def time_waves(self, sigma: Tensor | float, batch: int) -> Tensor:
-        """(batch, channels): cosines and sines of t at geometric frequencies, before any layer."""
+        """(batch, channels): `time_waves` of this network, one row an image."""
         weight = self.label_emb.weight
         sigma = torch.as_tensor(sigma, device=weight.device).expand(batch)
-        # As in the field, t is a float32 number, and frequencies and angles are rounded as the weights are (to float32
-        # at the coarsest): at sigma = 0, where t is large, the output depends on that rounding by 1e-4.
-        t = 250.0 * (sigma.double() + LN_OFFSET).log().float()
-        half = self.config.channels // 2
-        steps = torch.arange(half, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
-        angles = t[:, None].to(steps.dtype) * torch.exp(-math.log(10000.0) * steps / half)
-        return torch.cat([angles.cos(), angles.sin()], dim=1).to(weight.dtype)
+        return time_waves(sigma, self.config.channels, weight.dtype)
+
+
+def time_waves(sigma: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """(N, channels): cosines, then sines of t = 250 ln(sigma) at geometric frequencies, before any layer. `sigma` (N,)."""
+    # As in the field, t is a float32 number, and frequencies and angles are rounded as the weights are (to float32
+    # at the coarsest): at sigma = 0, where t is large, the output depends on that rounding by 1e-4.
+    t = 250.0 * (sigma.double() + LN_OFFSET).log().float()
+    half = channels // 2
+    steps = torch.arange(half, dtype=torch.promote_types(dtype, torch.float32), device=sigma.device)
+    angles = t[:, None].to(steps.dtype) * torch.exp(-math.log(10000.0) * steps / half)
+    return torch.cat([angles.cos(), angles.sin()], dim=1).to(dtype)
 
 
 Resample = Literal["up", "down"] | None

@@ -19,6 +19,7 @@ from pagoda_bench.nets.multiscale_discriminator import MultiscaleDiscriminator
 from pagoda_bench.nets.projection import CHANNELS, INPUT, NATIVE, timm_backbone
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.recipes.base import Recipe
+from pagoda_bench.recipes.imported import ReleasedOneStep, ReleasedTeacher
 from pagoda_bench.recipes.stages import EDM, Distill, Grow, LossConfig, Pairs, TeacherPairs, UNetConfig
 
 
@@ -34,7 +35,10 @@ class Cost:
 
 
 def cost_of(recipe: Recipe) -> Cost | None:
-    """None for kinds whose cost does not count beside the others, or is not known."""
+    """None for kinds whose cost does not count beside the others, or is not known. Released weights cost their place."""
+    if isinstance(recipe, (ReleasedTeacher, ReleasedOneStep)):
+        parameters = sum(p.numel() for p in _meta(recipe.net).parameters())
+        return Cost(recipe.title, parameters, 0.0, 4 * parameters, 0)
     if isinstance(recipe, EDM):
         net = _meta(recipe.net)
         flops = image_flops(net, trained=True) * recipe.train.batch * recipe.train.steps

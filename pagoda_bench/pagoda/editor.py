@@ -46,7 +46,7 @@ def teacher_of(found: Generator | Recipe) -> EDM | Imported | None:
         recipe = recipe.pairs
     if isinstance(recipe, Pairs):
         recipe = recipe.teacher
-    if isinstance(recipe, EDM) or (isinstance(recipe, Imported) and not recipe.format.startswith("pagoda-")):
+    if isinstance(recipe, EDM) or (isinstance(recipe, Imported) and not recipe.one_step):
         return recipe
     return None
 

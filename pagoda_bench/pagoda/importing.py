@@ -18,30 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pagoda_bench.artifacts.digests import sha256
+from pagoda_bench.diffusion.edm import SIGMA_MIN
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.unet import UNet
-from pagoda_bench.recipes.imported import Format, Imported
+from pagoda_bench.pagoda import trajectory
+from pagoda_bench.recipes.imported import Imported
+from pagoda_bench.recipes.published import PUBLISHED, Format
 from pagoda_bench.recipes.stages import UNetConfig
-
-_ADM64 = UNetConfig(
-    resolution=64, channels=192, encoder=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), head_channels=64, classes=1000
-)
-
-
-def _grown(*decoder: float) -> UNetConfig:
-    return _ADM64.model_copy(update={"decoder": decoder})
-
-
-PUBLISHED: dict[Format, tuple[UNetConfig, ...]] = {
-    "pagoda-64": (_ADM64,),
-    "pagoda-128": (_grown(1.0, 1.0, 2.0, 3.0, 4.0),),
-    "pagoda-256": (_grown(1.0, 1.0, 1.0, 2.0, 3.0, 4.0),),
-    # The multipliers that go on from 256 px, and those of the released script, which change the widths of the base.
-    "pagoda-512": (_grown(0.5, 1.0, 1.0, 1.0, 2.0, 3.0, 4.0), _grown(0.5, 1.0, 1.0, 1.0, 1.0, 2.0, 4.0)),
-    "edm-openai-64": (_ADM64,),
-    "adm-64": (_ADM64,),
-}
-"""The networks that a name may stand for; the first is the consistent one."""
 
 GROWN_BLOCKS = 2
 VARIANCES = 3  # output channels of ADM that hold learnt variances
@@ -75,6 +58,11 @@ def recipe_of(path: Path, format_: Format, *, own_architecture: bool = False, he
     """
     checkpoint = prepare(read(path), format_)
     published = PUBLISHED[format_]
+    if trajectory.has_end(checkpoint.tensors):
+        raise Mismatch(
+            f"{path.name} is not {format_}: it has tensors of a second noise level, as ctm-64 has",
+            problems(checkpoint.tensors, published[0]),
+        )
     try:
         net = infer(checkpoint.tensors, published[0].output_resolution, head_channels or published[0].head_channels)
     except UserError as error:
@@ -168,7 +156,21 @@ def prepare(tensors: Mapping[str, Tensor], format_: Format) -> Checkpoint:
         raise Mismatch(
             f"{len(broken)} tensors hold values that are not finite, first '{broken[0]}': the file is damaged", lines
         )
+    if format_ == "ctm-64":
+        found, taken = _at_fixed_end(found)
+        notes.append(taken)
     return Checkpoint(found, notes)
+
+
+def _at_fixed_end(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The tensors of CTM's network for one step, and a note of what became of those that are left out."""
+    if not trajectory.has_end(tensors):
+        raise Mismatch(f"this is no CTM: it has no tensor '{trajectory.EMBED}0.weight' of a second noise level", [])
+    rest, wrong = trajectory.fixed_end(tensors)
+    if wrong:
+        raise Mismatch(f"the tensors of CTM's second noise level are not those of its network ({wrong[0]})", wrong)
+    count = len(tensors) - len(rest)
+    return rest, f"fixed the end of trajectories at sigma {SIGMA_MIN}: {count} tensors became parts of biases"
 
 
 def infer(tensors: Mapping[str, Tensor], output_resolution: int, head_channels: int) -> UNetConfig:

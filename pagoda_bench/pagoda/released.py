@@ -13,18 +13,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pagoda_bench.diffusion import edm, solvers
+from pagoda_bench.diffusion.consistency import consistency, trajectory
 from pagoda_bench.nets.features import load_half
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.generate import NoiseSampler
-from pagoda_bench.recipes.imported import Imported, ImportedHeun, ImportedOneStep, ReleasedTeacher
+from pagoda_bench.recipes.imported import Imported, ImportedHeun, ImportedOneStep, ReleasedOneStep, ReleasedTeacher
+from pagoda_bench.recipes.published import Role
 
 ADM_STEPS = 1000
 
 
 def one_step(config: ImportedOneStep, ctx: Any) -> NoiseSampler:
-    """One evaluation: the raw output of the network on scaled noise."""
+    """One evaluation at sigma 80. PaGoDA's image is the raw output of the network on scaled noise; consistency models and CTM
+    have boundary factors around it. Their samplers clamp to [-1, 1], which rounding to 8 bits does here."""
     net = load(config.of, ctx)
-    return NoiseSampler(net, lambda z, labels: edm.one_step(net, z, labels))
+    return NoiseSampler(net, partial(_CALLS[config.of.role], net))
+
+
+def _between(function: Callable[..., Tensor], net: UNet, z: Tensor, labels: Tensor) -> Tensor:
+    return function(net, z, torch.full((len(z),), edm.SIGMA_MAX, dtype=torch.float64, device=z.device), labels)
+
+
+_CALLS: dict[Role, Callable[[UNet, Tensor, Tensor], Tensor]] = {
+    "generator": edm.one_step,
+    "consistency": partial(_between, consistency),
+    "trajectory": partial(_between, trajectory),
+}
+"""`call(net, z, labels)` of what takes one step."""
 
 
 def heun(config: ImportedHeun, ctx: Any) -> NoiseSampler:
@@ -42,6 +57,15 @@ def heun(config: ImportedHeun, ctx: Any) -> NoiseSampler:
 def teacher(recipe: ReleasedTeacher, ctx: Any) -> None:
     """The runner of `ReleasedTeacher`: the same weights under the name that stages read a teacher by. What their training took
     is not known, and nothing is recorded of it."""
+    _copied(recipe, ctx)
+
+
+def generator(recipe: ReleasedOneStep, ctx: Any) -> None:
+    """The runner of `ReleasedOneStep`, likewise."""
+    _copied(recipe, ctx)
+
+
+def _copied(recipe: ReleasedTeacher | ReleasedOneStep, ctx: Any) -> None:
     shutil.copyfile(ctx.input(recipe.of) / "model.safetensors", ctx.out / "model.safetensors")
     ctx.record(parameters=ctx.provenance(recipe.of).get("parameters"), source=f"{recipe.of.kind}/{recipe.of.key}")
 
@@ -56,7 +80,7 @@ def load(recipe: Imported, ctx: Any) -> UNet:
 
 def denoiser(recipe: Imported, net: UNet) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """`denoise(x, sigma, labels)` of a released diffusion model."""
-    return partial(adm_denoise, net, adm_levels()) if recipe.format == "adm-64" else partial(edm.denoise, net)
+    return partial(adm_denoise, net, adm_levels()) if recipe.role == "adm" else partial(edm.denoise, net)
 
 
 def adm_levels(steps: int = ADM_STEPS) -> NDArray[np.float64]:

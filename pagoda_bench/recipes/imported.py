@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config, Recipe
+from pagoda_bench.recipes.published import ROLES, Format, Role
 from pagoda_bench.recipes.samplers import SamplerConfig
 from pagoda_bench.recipes.stages import (
     EDM,
@@ -16,13 +17,13 @@ from pagoda_bench.recipes.stages import (
     Generator,
     Grow,
     Heun,
+    LossConfig,
     OneStep,
     Score,
     TrainConfig,
     UNetConfig,
 )
 
-Format = Literal["pagoda-64", "pagoda-128", "pagoda-256", "pagoda-512", "edm-openai-64", "adm-64"]
 Rounding = Literal["nearest", "truncate"]
 LabelPolicy = Literal["balanced", "random"]
 
@@ -38,6 +39,15 @@ class Imported(Recipe, kind="imported"):
     format: Format
     digest: str  # SHA-256 of the checkpoint file, 64 hex digits
     net: UNetConfig
+
+    @property
+    def role(self) -> Role:
+        return ROLES[self.format]
+
+    @property
+    def one_step(self) -> bool:
+        """Whether one evaluation makes an image; else it is a diffusion model."""
+        return self.role not in ("edm", "adm")
 
     @property
     def title(self) -> str:
@@ -64,7 +74,7 @@ class ReleasedTeacher(EDM, kind="released-teacher"):
 
     @model_validator(mode="after")
     def _fits(self) -> ReleasedTeacher:
-        if self.of.format != "edm-openai-64":  # ADM's network answers another question at other noise levels
+        if self.of.role != "edm":  # ADM's network answers another question at other noise levels
             raise ValueError(f"the weights of '{self.of.format}' are no EDM teacher: import edm-openai-64")
         if self.net != self.of.net or self.train.steps or self.match is not None:
             raise ValueError("a released teacher is taken as it is: leave net, train and match away")
@@ -75,11 +85,56 @@ class ReleasedTeacher(EDM, kind="released-teacher"):
         return f"released edm {self.net.output_resolution}px"
 
 
+class ReleasedOneStep(Distill, kind="released-one-step"):
+    """Released one-step weights in the place of a generator that is made here: what Stage 3 goes on from. They may have grown
+    levels already. `pairs` and `features` are those of the levels that are grown on them, and are not needed before."""
+
+    runner: ClassVar[str] = "pagoda_bench.pagoda.released:generator"
+    distributed: ClassVar[bool] = False
+
+    of: Imported
+    train: TrainConfig = TrainConfig(steps=0)
+    loss: LossConfig = LossConfig(features="projected")  # there is none; this one goes with any `features`
+
+    @model_validator(mode="after")
+    def _fits(self) -> ReleasedOneStep:
+        if self.of.role != "generator":  # growth takes the raw output of the network for the image
+            raise ValueError(
+                f"the weights of '{self.of.format}' are no generator of PaGoDA: Stage 3 goes on from pagoda-64 and up"
+            )
+        ours, theirs = self.of.net, self.pairs.teacher.net
+        if (ours.resolution, ours.classes) != (theirs.resolution, theirs.classes):
+            raise ValueError(
+                f"the weights take latents of {ours.resolution} px and {ours.classes} classes, the teacher's are of "
+                f"{theirs.resolution} px and {theirs.classes} classes"
+            )
+        if self.train.steps or self.loss != LossConfig(features="projected"):
+            raise ValueError("released weights are taken as they are: leave train and loss away")
+        return self
+
+    def inputs(self) -> list[Recipe]:
+        return [self.of]
+
+    @property
+    def net(self) -> UNetConfig:
+        return self.of.net
+
+    @property
+    def title(self) -> str:
+        return f"released generator {self.net.output_resolution}px"
+
+
 class ImportedOneStep(Generator, kind="imported-one-step"):
-    """G(z) of released one-step weights, z ~ N(0, 80^2)."""
+    """G(z) of released one-step weights, z ~ N(0, 80^2): PaGoDA's, or one step of a consistency model or of CTM."""
 
     loader: ClassVar[str] = "pagoda_bench.pagoda.released:one_step"
     of: Imported
+
+    @model_validator(mode="after")
+    def _one_step(self) -> ImportedOneStep:
+        if not self.of.one_step:
+            raise ValueError(f"the weights of '{self.of.format}' are a diffusion model: it takes many steps (imported-heun)")
+        return self
 
     @property
     def resolution(self) -> int:
@@ -92,6 +147,12 @@ class ImportedHeun(Generator, kind="imported-heun"):
     loader: ClassVar[str] = "pagoda_bench.pagoda.released:heun"
     of: Imported
     points: int = Field(40, ge=2)
+
+    @model_validator(mode="after")
+    def _diffusion(self) -> ImportedHeun:
+        if self.of.one_step:
+            raise ValueError(f"the weights of '{self.of.format}' take one step (imported-one-step)")
+        return self
 
     @property
     def resolution(self) -> int:
@@ -161,7 +222,7 @@ def generator_of(recipe: Recipe, points: int | None = None) -> Generator:
         return recipe.generator if points is None else with_points(recipe.generator, points)
     if isinstance(recipe, EDM):
         return Heun(of=recipe, **many)
-    if isinstance(recipe, Imported) and not recipe.format.startswith("pagoda-"):
+    if isinstance(recipe, Imported) and not recipe.one_step:
         return ImportedHeun(of=recipe, **many)
     if points is not None:
         raise UserError(f"{recipe.title} takes one step: leave --points away")

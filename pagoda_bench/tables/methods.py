@@ -70,8 +70,12 @@ def teacher(scale: Scale, resolution: int) -> Generator:
 )
 def pagoda(scale: Scale, resolution: int) -> Generator:
     """One step: distilled at the base, grown above it. `PagodaOptions` says what a row may vary."""
-    varied = _varied(scale, _options(scale, "pagoda", scale.methods.get("pagoda", {})))
-    return OneStep(of=varied.pagoda_model(resolution))
+    options = _options(scale, "pagoda", scale.methods.get("pagoda", {}))
+    if options != PagodaOptions() and any("released" in section for section in (scale.distill, *scale.grow)):
+        raise UserError(
+            f"scale '{scale.name}': released generators are not distilled here: leave the options 'taught' and 'target' away"
+        )
+    return OneStep(of=_varied(scale, options).pagoda_model(resolution))
 
 
 @describe(

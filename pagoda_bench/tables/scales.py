@@ -12,10 +12,10 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from pagoda_bench.errors import UserError
-from pagoda_bench.recipes.base import Config, Recipe
+from pagoda_bench.recipes.base import Config, Recipe, walk
 from pagoda_bench.recipes.data import DataConfig, Split
 from pagoda_bench.recipes.features import Features, Pretrained
-from pagoda_bench.recipes.imported import Imported, ReleasedTeacher
+from pagoda_bench.recipes.imported import Imported, ReleasedOneStep, ReleasedTeacher
 from pagoda_bench.recipes.registry import read_recipe
 from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, Pairs, Reference
 from pagoda_bench.recipes.values import merged
@@ -108,10 +108,15 @@ class Scale(Config):
         return self._at(EDM.load({"seed": self.seed, **self.teacher, "data": self.data}, self._where("teacher")), self.base)
 
     def _released_teacher(self, path: Path) -> ReleasedTeacher:
-        recipe = read_recipe(path)
-        if not isinstance(recipe, Imported):
-            raise UserError(f"{self._where('teacher.released')}: {path} is no imported model but '{recipe.kind}'")
-        return ReleasedTeacher.load({"of": recipe, "data": self.data}, self._where("teacher.released"))
+        where = self._where("teacher.released")
+        return ReleasedTeacher.load({"of": _imported(path, where), "data": self.data}, where)
+
+    def _released_generator(self, path: Path, resolution: int, pairs: Pairs, section: str) -> ReleasedOneStep:
+        where = self._where(f"{section}.released")
+        of = _imported(path, where)
+        if of.net.output_resolution != resolution:
+            raise UserError(f"{where}: {path} makes {of.net.output_resolution} px, this level is of {resolution}")
+        return ReleasedOneStep.load({"of": of, "pairs": pairs, "features": self.looked_through()}, where)
 
     def edm_model(self) -> EDM:
         """The multi-step row: trained directly at the top, for as much work as the whole PaGoDA chain."""
@@ -120,16 +125,24 @@ class Scale(Config):
         return self._at(EDM.load(section, self._where("edm")), self.top)
 
     def distilled(self) -> Distill:
+        """The one-step generator at the base. With `distill.released`, the recipe.json of an imported model, that model is it,
+        and the rest of the section is for nothing."""
         pairs = Pairs.load({"seed": self.seed, **self.pairs, "teacher": self.teacher_model()}, self._where("pairs"))
+        if (path := self.distill.get("released")) is not None:
+            return self._released_generator(Path(str(path)), self.base, pairs, "distill")
         section = {"seed": self.seed, **self.distill, "pairs": pairs, "features": self.looked_through()}
         return Distill.load(section, self._where("distill"))
 
     def pagoda_model(self, resolution: int) -> Distill | Grow:
-        """The one-step generator at a resolution of this scale: distilled at the base, grown above it."""
+        """The one-step generator at a resolution of this scale: distilled at the base, grown above it. A level whose section
+        says `released`, as that of the base may, is an imported model's, and nothing below it is made."""
         model: Distill | Grow = self.distilled()
         for level, at in enumerate(self.grown):
             if at > resolution:
                 break
+            if (path := self.grow[level].get("released")) is not None:
+                model = self._released_generator(Path(str(path)), at, model.pairs, f"grow.{level}")
+                continue
             section = {"seed": self.seed, **self.grow[level], "base": model}
             model = Grow.load(section, self._where(f"grow.{level}"))
         if model.net.output_resolution != resolution:
@@ -139,7 +152,8 @@ class Scale(Config):
     def work_of(self, resolution: int) -> Recipe:
         """What rows of equal work are matched with: the work of the one-step generator at a resolution and all it takes."""
         model = self.pagoda_model(resolution)
-        return Work(of=model) if self.count_ahead else model
+        known = not any(isinstance(recipe, Imported) for recipe in walk(model))  # no step of released weights can be counted
+        return Work(of=model) if self.count_ahead and known else model
 
     def reference(self, resolution: int, sampling: Sampling) -> Reference:
         return Reference(
@@ -161,6 +175,13 @@ class Scale(Config):
 
     def _where(self, section: str) -> str:
         return f"scale '{self.name}', {section}"
+
+
+def _imported(path: Path, where: str) -> Imported:
+    recipe = read_recipe(path)
+    if not isinstance(recipe, Imported):
+        raise UserError(f"{where}: {path} is no imported model but '{recipe.kind}'")
+    return recipe
 
 
 def _text(resolutions: tuple[int, ...]) -> str:
