@@ -57,8 +57,9 @@ def main(folder: Path, ports: list[str]) -> None:
     mine, numbers, seen = folder / f"rank{rank}", iter(ports), []
     shard = sharding.shard
 
-    def watched(net: torch.nn.Module, asked: bool) -> None:
-        shard(net, asked)  # type: ignore[arg-type]
+    def watched(net: torch.nn.Module, asked: bool, values: Any) -> None:
+        assert {p.device.type for p in net.parameters()} == {"meta"}, "nothing is whole before it is divided"
+        shard(net, asked, values)  # type: ignore[arg-type]
         local = [p.to_local().numel() for p in net.parameters() if sharding.is_sharded(p)]  # type: ignore[operator]
         seen.append([sum(local), sum(p.numel() for p in net.parameters())])
 

@@ -18,14 +18,17 @@ from baselines.cascade import recipes, sample, train
 from baselines.cascade.net import SuperResolutionUNet
 from baselines.cascade.presets import PRESETS
 from baselines.cascade.recipes import Augmentation, Cascade, SuperResolution
+from pagoda_bench import resources
 from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.diffusion.edm import karras_grid, preconditioning
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.unet import UNet
+from pagoda_bench.recipes.base import walk
 from pagoda_bench.recipes.data import EmbeddedData
 from pagoda_bench.recipes.stages import EDM, Heun, TrainConfig, UNetConfig, Upsampled
 from pagoda_bench.sampling.counting import count_evaluations
 from pagoda_bench.sampling.network import Draw
+from pagoda_bench.tables import spec
 
 DATA = EmbeddedData(master=16)
 SHORT = TrainConfig(steps=2, batch=4, warmup=1)
@@ -236,6 +239,32 @@ def test_a_sweep_of_levels_trains_nothing_again() -> None:
     one, other = TINY.at_levels(0.1), TINY.at_levels([0.7])
     assert (one.levels, other.levels) == ((0.1,), (0.7,))
     assert one.stages[0].key == other.stages[0].key == TINY.stages[0].key
+
+
+def planned(name: str, scale: str) -> list[spec.Row]:
+    grid = spec.read(resources.folder("experiments") / f"{name}.yaml")
+    return [row for row in spec.build(grid, spec.load_scale(grid, scale)).rows if isinstance(row.generator, Cascade)]
+
+
+def trained(row: spec.Row) -> set[str]:
+    return {recipe.key for recipe in walk(row.scores[0]) if hasattr(recipe, "train")}
+
+
+@pytest.mark.parametrize("name", ["smoke", "embedded"])
+def test_every_row_of_the_sweep_is_of_the_one_cascade_of_the_baselines(name: str) -> None:
+    swept, (cascade,) = planned("augmentation", name), planned("baselines", name)
+    assert len(trained(cascade)) > 2
+    assert all(trained(row) == trained(cascade) for row in swept)
+    how = {(row.generator.truncated, *row.generator.levels) for row in swept}  # type: ignore[union-attr]
+    assert len(how) == len(swept) == 11
+    assert cascade.generator in [row.generator for row in swept], "the baselines' own level is one of them"
+    for row in swept:  # what a label and the figure say is what is sampled
+        level = float(row.label.rpartition("= ")[2])
+        assert set(row.generator.levels) == {level}  # type: ignore[union-attr]
+        assert row.generator.truncated == row.label.startswith("Truncated") == ("truncated" in row.system)  # type: ignore[union-attr]
+    (plot,) = spec.read(resources.folder("experiments") / "augmentation.yaml").plots
+    levels = {row.row: row.generator.levels[0] for row in swept}  # type: ignore[union-attr]
+    assert [levels[row] for row in plot.rows] == list(plot.over)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,15 @@ def test_costs_grow_with_steps_and_batch() -> None:
     assert cost_of(features) is None
 
 
+def test_the_best_milestone_is_kept_beside_the_others() -> None:
+    plain, measured = cost_of(TEACHER), cost_of(TEACHER.model_copy(update={"train": TRAIN.model_copy(update={"evaluate": 5})}))
+    assert plain is not None
+    assert measured is not None
+    assert measured.storage == 2 * plain.storage
+    assert measured.work * TRAIN.keep == plain.work * (TRAIN.keep + 1)
+    assert measured.flops == plain.flops
+
+
 @pytest.mark.slow
 def test_the_imagenet_scale_is_a_chain_and_its_cost_is_printed() -> None:
     pytest.importorskip("timm", reason="needs timm: pip install timm")

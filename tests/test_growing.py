@@ -151,6 +151,13 @@ def cell(row: str, value: float, metric: str = DISTANCE, **more: Any) -> Cell:
 DEPTHS = PlotSpec(name="depth", title="Depth", rows=("a", "b", "c"), over=(1, 2, 8), axis="Blocks")
 BARS = PlotSpec(name="core", title="What becomes of the core in phase 2", rows=("a", "b", "c", "d"))
 LABELS = {"a": "Frozen core", "b": "Frozen, then thawed", "c": "Core fine-tuned", "d": "End to end, from scratch"}
+TWO = PlotSpec(name="two", title="T", rows=("a", "b", "c", "d"), over=(0.1, 0.4, 0.1, 0.4), axis="Level")
+SWEPT = [  # values close to each other: long numbers at the axis
+    cell(row, value, system=system, stderr=None)
+    for row, value, system in zip(
+        "abcd", (5.221, 5.234, 5.212, 5.201), ("noise", "noise", "truncated", "truncated"), strict=True
+    )
+]
 CELLS = [
     *(cell(row, value, label=LABELS[row]) for row, value in zip("abcd", (21.0, 34.5, 18.2, 140.0), strict=True)),
     *(cell(row, value, ALIGNMENT, label=LABELS[row]) for row, value in zip("abcd", (0.92, 0.95, 0.97, 0.7), strict=True)),
@@ -173,6 +180,23 @@ def test_points_stand_at_their_numbers_with_their_errors() -> None:
     assert any("mean ± standard error of 3 trainings" in text.get_text() for text in figure.texts)
 
 
+def test_each_system_has_a_line_of_its_own_and_they_are_named() -> None:
+    figure = panels.panels(TWO, SWEPT[::-1])
+    assert figure is not None
+    (axes,) = figure.axes
+    drawn = {str(c.get_label()): np.column_stack(c.lines[0].get_data()).tolist() for c in axes.containers}  # type: ignore[attr-defined]
+    assert drawn == {"noise": [[0.1, 5.221], [0.4, 5.234]], "truncated": [[0.1, 5.212], [0.4, 5.201]]}
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["noise", "truncated"]
+    figure.draw_without_rendering()
+    assert not any(legend.get_window_extent().contains(*axes.transData.transform(p)) for line in drawn.values() for p in line)
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["0.1", "0.4"]
+    alone = panels.panels(DEPTHS, CELLS)
+    assert alone is not None
+    assert all(axes.get_legend() is None for axes in alone.axes)
+
+
 def test_bars_stand_for_rows_and_a_row_that_was_not_made_leaves_its_place() -> None:
     figure = panels.panels(BARS, [c for c in CELLS if c.row != "b"])
     assert figure is not None
@@ -188,9 +212,11 @@ def test_bars_stand_for_rows_and_a_row_that_was_not_made_leaves_its_place() -> N
     assert len(alone.axes) == 1
 
 
-@pytest.mark.parametrize("plot", [DEPTHS, BARS], ids=["points", "bars"])
-def test_nothing_is_clipped_and_labels_do_not_touch(plot: PlotSpec) -> None:
-    figure = panels.panels(plot, CELLS)
+@pytest.mark.parametrize(
+    ("plot", "cells"), [(DEPTHS, CELLS), (BARS, CELLS), (TWO, SWEPT)], ids=["points", "bars", "two systems"]
+)
+def test_nothing_is_clipped_and_labels_do_not_touch(plot: PlotSpec, cells: list[Cell]) -> None:
+    figure = panels.panels(plot, cells)
     assert figure is not None
     figure.draw_without_rendering()
     page = figure.bbox
@@ -205,7 +231,7 @@ def test_nothing_is_clipped_and_labels_do_not_touch(plot: PlotSpec) -> None:
             assert box.y1 <= page.y1
         for first, second in pairwise(ticks):
             assert not first.overlaps(second)
-    assert style.files(figure) == style.files(panels.panels(plot, CELLS))  # type: ignore[arg-type]
+    assert style.files(figure) == style.files(panels.panels(plot, cells))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from pagoda_bench import resources
 from pagoda_bench.cli.main import cli
 from pagoda_bench.data.imagenet import prepare
+from pagoda_bench.metrics.computations import least
+from pagoda_bench.metrics.suite import measures
+from pagoda_bench.recipes.base import walk
+from pagoda_bench.recipes.stages import EDM, Distill, Grow
+from pagoda_bench.tables import spec
 from tests.image_files import folder_of
 from tests.test_imagenet import tree_files
 
@@ -61,6 +67,23 @@ def test_the_plan_of_the_published_scale_says_what_it_takes(tmp_path: Path) -> N
     assert "inception (6726825d)" in done.output
     assert "A100 HOURS" in done.output
     assert "without --data: the keys above are those of no images" in done.output
+
+
+def test_every_training_measures_the_fid_at_milestones_and_no_key_knows() -> None:
+    grid = spec.read(resources.folder("experiments") / "table1.yaml")
+    scale = spec.load_scale(grid, "imagenet", planned=True)
+    rows = spec.build(grid, scale).rows
+    trained = {r.key: r for row in rows for s in row.scores for r in walk(s) if isinstance(r, (EDM, Distill, Grow))}
+    assert sorted(r.kind for r in trained.values()) == ["distill", "edm", "edm", "grow", "grow", "grow"]
+    for key, recipe in trained.items():
+        train = recipe.train
+        assert recipe.model_copy(update={"train": train.model_copy(update={"evaluate": 0})}).key == key
+        assert train.evaluate == 20
+        (measure,) = measures(train.evaluate_protocol, train.evaluate_metrics)
+        assert (measure.metric, measure.extractor, measure.feature) == ("fid", "inception", "pool3")
+        assert scale.features == {"kind": "pretrained", "network": measure.extractor}
+        assert least(measure.metric, measure.line.least, measure.settings) <= train.evaluate_n <= 50_000  # of the split
+        assert train.evaluate_n % 1000 == 0, "as many of each class"
 
 
 def test_without_images_nothing_runs() -> None:

@@ -30,7 +30,7 @@ from pagoda_bench.tables import lines, methods, spec
 from pagoda_bench.tables.assemble import assemble
 from pagoda_bench.tables.rows import method_rows
 
-EXPERIMENTS = ("table1", "baselines", "growing")
+EXPERIMENTS = ("table1", "baselines", "growing", "augmentation")
 
 
 def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:

@@ -96,6 +96,13 @@ def test_rows_without_known_work_are_left_out_of_the_plot_of_work() -> None:
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
 
 
+def test_rows_that_all_cost_the_same_have_no_plot_of_work() -> None:
+    same = [cell("one", 64, 3.0, 1e14), cell("other", 64, 4.0, 1e14), cell("real", 64, 0.1, None, "data")]
+    assert plots.distance_by_work(same) is None
+    assert plots.distance_by_work(same[1:]) is not None
+    assert plots.distance_by_work([*same, cell("dear", 64, 2.0, 1.01e14)]) is not None
+
+
 def test_nothing_measured_draws_nothing() -> None:
     lost = Cell(table="t", scale="s", row="r", label="R", system="x", resolution=8, status="not made: no disk")
     assert plots.distance_by_resolution([lost]) is None

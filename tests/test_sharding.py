@@ -66,7 +66,7 @@ def test_two_processes_with_half_of_the_weights_each(tmp_path: Path, monkeypatch
         for file in ("model", "model-0.5"):
             mine, others = (load_half(tmp_path / f"rank{rank}" / name / f"{file}.safetensors") for rank in (0, 1))
             near(load_half(ctx.out / f"{file}.safetensors"), mine)
-            assert all(torch.equal(mine[k], others[k]) for k in others)
+            assert not others, "what only the first publishes is put together there alone"
 
     # Evaluation and the best weights, which come from a checkpoint where they are not the last.
     measured = [f["distill"]["evaluations"] for f in (facts[0], facts[1], {"distill": alone["distill"].facts})]

@@ -25,6 +25,7 @@ from pagoda_bench.sampling.noise import noise
 from pagoda_bench.training import parallel
 from pagoda_bench.training.alarm import PINS
 from pagoda_bench.training.averages import averaged, averages, save_averages
+from pagoda_bench.training.building import Values
 from pagoda_bench.training.evaluation import Evaluation
 from pagoda_bench.training.loop import EMA, Task, autocast, train
 from pagoda_bench.training.sharding import shard
@@ -34,10 +35,15 @@ SHOWN = 64  # samples in a grid
 
 
 def fit(
-    recipe: Distill | Grow, net: UNet, generate: Generate, ctx: Any, prepare: Callable[[Source], int] | None = None
+    recipe: Distill | Grow,
+    net: UNet,
+    generate: Generate,
+    ctx: Any,
+    prepare: Callable[[Source], int] | None = None,
+    values: Values | None = None,
 ) -> None:
     """Trains those parameters of `net` that ask for gradients; `prepare` is given the pairs before the first step, and returns
-    the operations that it took.
+    the operations that it took. `values`: of a network that was built without memory.
 
     Writes the payload `model.safetensors` (averaged weights, float16), and one more for each further average.
     """
@@ -55,7 +61,7 @@ def fit(
     if loss.adversarial_rec:
         judges["reconstructions"] = judge_of(loss, features, len(data.classes), recipe.seed + 1)
     judges = {k: parallel.synced(j).to(device).to(memory_format=torch.channels_last) for k, j in judges.items()}
-    shard(net, config.shard)
+    shard(net, config.shard, values)
     mine = [p for p in net.parameters() if p.requires_grad]
     optimizers = {"generator": optimizer(mine, config)}
     for name, judge in judges.items():

@@ -1,7 +1,8 @@
 """What a chain of stages costs before it is run: operations counted on networks without values, storage from their shapes.
 
 Operations are those of convolutions and matrix products, a multiply and an add counted apart, as the training loop counts
-them. Time follows from a GPU's peak and the share of it that is reached, which is an assumption of the caller.
+them: what milestones measure is not among them. Time follows from a GPU's peak and the share of it that is reached, which is
+an assumption of the caller.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pagoda_bench.nets.projection import CHANNELS, INPUT, NATIVE, timm_backbone
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.imported import ReleasedOneStep, ReleasedTeacher
-from pagoda_bench.recipes.stages import EDM, Distill, Grow, LossConfig, Pairs, TeacherPairs, UNetConfig
+from pagoda_bench.recipes.stages import EDM, Distill, Grow, LossConfig, Pairs, TeacherPairs, TrainConfig, UNetConfig
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def cost_of(recipe: Recipe) -> Cost | None:
     if isinstance(recipe, EDM):
         net = _meta(recipe.net)
         flops = image_flops(net, trained=True) * recipe.train.batch * recipe.train.steps
-        return _trained(recipe.title, net, flops, averages=1 + len(recipe.train.emas), keep=recipe.train.keep)
+        return _trained(recipe.title, net, flops, recipe.train)
     if isinstance(recipe, Pairs):
         net = _meta(recipe.teacher.net)
         each = evaluations(recipe.points, recipe.solver, inversion=not isinstance(recipe, TeacherPairs))
@@ -59,7 +60,7 @@ def cost_of(recipe: Recipe) -> Cost | None:
                 parameter.requires_grad_(name in trained)
         step = step_flops(net, recipe.loss, start, recipe.net.output_resolution)
         flops = step * recipe.train.batch * recipe.train.steps
-        return _trained(recipe.title, net, flops, averages=1 + len(recipe.train.emas), keep=recipe.train.keep)
+        return _trained(recipe.title, net, flops, recipe.train)
     return None
 
 
@@ -122,9 +123,11 @@ def _meta(config: UNetConfig) -> UNet:
         return UNet(config)
 
 
-def _trained(stage: str, net: nn.Module, flops: float, *, averages: int, keep: int) -> Cost:
+def _trained(stage: str, net: nn.Module, flops: float, config: TrainConfig) -> Cost:
+    """With milestones that are evaluated, the best one's checkpoint and weights are kept beside the others."""
+    averages, best = 1 + len(config.emas), int(config.evaluate > 0)
     parameters = sum(p.numel() for p in net.parameters())
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    payload = averages * 2 * parameters
+    payload = (averages + best) * 2 * parameters
     checkpoint = 4 * (parameters + (2 + averages) * trained)
-    return Cost(stage, parameters, flops, payload, keep * checkpoint)
+    return Cost(stage, parameters, flops, payload, (config.keep + best) * checkpoint)

@@ -21,6 +21,7 @@ from pagoda_bench.nets.winograd import winograd
 from pagoda_bench.pagoda.adversarial import fit
 from pagoda_bench.pagoda.sources import Source
 from pagoda_bench.recipes.stages import Grow
+from pagoda_bench.training.building import build, shapes
 from pagoda_bench.training.distributed import group
 
 ROWS = 64  # latents that go through the frozen part at once when their states are kept
@@ -74,8 +75,11 @@ def run(recipe: Grow, ctx: Any) -> None:
 
 def _run(recipe: Grow, ctx: Any) -> None:
     torch.manual_seed(recipe.seed)
-    net = UNet(recipe.net)
-    fresh = grow(load_half(ctx.input(recipe.base) / "model.safetensors"), net, train_from=recipe.train_from)
+    net, values = build(recipe.net, recipe.train.shard)
+    path = ctx.input(recipe.base) / "model.safetensors"
+    fresh = grow(load_half(path) if values is None else shapes(path), net, train_from=recipe.train_from)
+    if values is not None:
+        values.take(path, net.state_dict().keys() - set(fresh))
     trained = set(trainable_keys(net, recipe.train_from))
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name in trained)
@@ -83,7 +87,7 @@ def _run(recipe: Grow, ctx: Any) -> None:
     start = train_start(net, recipe.train_from)
     generate = Frozen(net, start)
     prepare = partial(generate.keep, size=recipe.net.output_resolution, limit=recipe.cache) if recipe.cache else None
-    fit(recipe, net, generate, ctx, prepare)
+    fit(recipe, net, generate, ctx, prepare, values)
     ctx.record(fresh=len(fresh), train_start=start)
 
 

@@ -32,6 +32,7 @@ from pagoda_bench.recipes.work import PAYLOAD, Work
 from pagoda_bench.sampling.noise import noise
 from pagoda_bench.training import parallel
 from pagoda_bench.training.averages import averaged, averages, save_averages
+from pagoda_bench.training.building import build
 from pagoda_bench.training.distributed import group
 from pagoda_bench.training.evaluation import Evaluation
 from pagoda_bench.training.loop import EMA, Task, batch_indices, train
@@ -52,8 +53,8 @@ def _run(recipe: EDM, ctx: Any) -> None:
     torch.manual_seed(recipe.seed)
     config, device = recipe.train, compute_device()
     data = open_dataset(recipe.data, ctx.data_path)
-    net = UNet(recipe.net).train()
-    shard(net, config.shard)
+    net, values = build(recipe.net, config.shard)
+    shard(net.train(), config.shard, values)
     adam = optimizer(list(net.parameters()), config)
     emas, scale = averages(net, config, "net"), LossScale(config.precision)
     mirror = data.size("train") is not None  # photographs may be mirrored; the embedded data need no such help

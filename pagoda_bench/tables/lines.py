@@ -61,7 +61,7 @@ class RowSpec(Config):
 
 class PlotSpec(Config):
     """Distance, and alignment where the table has it, of some rows side by side: points over the numbers `over`, one for each
-    row, or a bar for each row. Errors are those of the table."""
+    row and a line for each system among them, or a bar for each row. Errors are those of the table."""
 
     name: str
     title: str

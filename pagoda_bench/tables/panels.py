@@ -11,11 +11,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pagoda_bench.tables.cells import ALIGNMENT, DISTANCE, Cell
 from pagoda_bench.tables.lines import PlotSpec
-from pagoda_bench.tables.plots import FLOOR_COLOUR, PALETTE
+from pagoda_bench.tables.plots import FLOOR_COLOUR, MARKERS, PALETTE
 from pagoda_bench.tables.render import REAL, number
 from pagoda_bench.tables.style import STYLE
 
 WIDTH, HEIGHT = 3.7, 2.9  # inches of a panel
+LEFT = 0.19  # of a panel, for its ticks and what they are
 LINE = 14  # letters of a label in one line
 
 
@@ -29,12 +30,12 @@ def panels(plot: PlotSpec, cells: Sequence[Cell]) -> Figure | None:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH * len(shown), HEIGHT))
         for place, metric in enumerate(shown):
-            left, width = (place + 0.16) / len(shown), 0.80 / len(shown)
+            left, width = (place + LEFT) / len(shown), (0.96 - LEFT) / len(shown)
             axes = figure.add_axes((left, 0.235, width, 0.635))
             _panel(axes, plot, found[metric])
             cell = next(iter(found[metric].values()))
             axes.set_ylabel("Alignment ↑" if metric == ALIGNMENT else f"Fréchet distance ↓, N = {cell.n:,}")
-        figure.text(0.16 / len(shown), 0.965, plot.title, ha="left", va="top", fontsize=9)
+        figure.text(LEFT / len(shown), 0.965, plot.title, ha="left", va="top", fontsize=9)
         notes = [_errors([found[m][row] for m in shown for row in plot.rows if row in found[m]])]
         notes += ["dashed: real images"] * any(REAL in found[m] for m in shown)
         said = "; ".join(note for note in notes if note)
@@ -67,15 +68,14 @@ def _panel(axes: Axes, plot: PlotSpec, found: dict[str, Cell]) -> None:
     high = max(y + e for y, e in zip(ys, errors, strict=True))
     real = found.get(REAL)
     if plot.over:
-        order = sorted(range(len(xs)), key=lambda i: xs[i])
-        axes.errorbar(
-            [xs[i] for i in order], [ys[i] for i in order], yerr=[errors[i] for i in order] if any(errors) else None,
-            color=PALETTE[0], marker="o", markersize=6, linewidth=1.4, elinewidth=1.0, markeredgecolor="white",
-            markeredgewidth=0.6, zorder=3,
-        )  # fmt: skip
+        systems = list(dict.fromkeys(cell.system for _, cell in drawn))
+        for place, system in enumerate(systems):
+            _line(axes, [(at, cell) for at, cell in drawn if cell.system == system], place)
         _numbers(axes, plot)
         room = high - low or abs(high) or 1.0
-        axes.set_ylim(low - 0.2 * room, high + 0.25 * room)
+        axes.set_ylim(low - 0.2 * room, high + (0.25 if len(systems) == 1 else 0.45) * room)
+        if len(systems) > 1:  # above the lines, where the room for it is
+            axes.legend(loc="upper left", ncols=len(systems), fontsize=7, frameon=False, borderaxespad=0.1)
         if real is not None:  # often far below: drawn where the axis reaches, never a reason to flatten the rest
             axes.axhline(real.value or 0.0, color=FLOOR_COLOUR, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
     else:
@@ -97,6 +97,17 @@ def _panel(axes: Axes, plot: PlotSpec, found: dict[str, Cell]) -> None:
             axes.axhline(real.value or 0.0, color=FLOOR_COLOUR, linewidth=1, linestyle=(0, (4, 2)), zorder=3)
 
 
+def _line(axes: Axes, points: Sequence[tuple[float, Cell]], place: int) -> None:
+    """One system's values over its numbers, in the colour and with the marker of its place."""
+    points = sorted(points, key=lambda point: point[0])
+    errors = [cell.stderr or 0.0 for _, cell in points]
+    axes.errorbar(
+        [at for at, _ in points], [cell.value or 0.0 for _, cell in points], yerr=errors if any(errors) else None,
+        color=PALETTE[place % len(PALETTE)], marker=MARKERS[place % len(MARKERS)], markersize=6, linewidth=1.4, elinewidth=1.0,
+        markeredgecolor="white", markeredgewidth=0.6, zorder=3, label=points[0][1].system,
+    )  # fmt: skip
+
+
 def _numbers(axes: Axes, plot: PlotSpec) -> None:
     """Ticks at the numbers themselves."""
     low, high = min(plot.over), max(plot.over)
@@ -107,7 +118,7 @@ def _numbers(axes: Axes, plot: PlotSpec) -> None:
     else:
         margin = 0.12 * (high - low) or 1.0
         axes.set_xlim(low - margin, high + margin)
-    axes.xaxis.set_major_locator(FixedLocator(sorted(plot.over)))
+    axes.xaxis.set_major_locator(FixedLocator(sorted(set(plot.over))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.set_xlabel(plot.axis)

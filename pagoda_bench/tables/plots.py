@@ -96,13 +96,16 @@ def distance_by_resolution(cells: Sequence[Cell]) -> Figure | None:
 
 
 def distance_by_work(cells: Sequence[Cell]) -> Figure | None:
-    """Fréchet distance of every row over the floating-point work of its training; None when no row has both."""
+    """Fréchet distance of every row over the floating-point work of its training; None when no row has both, and when
+    all of several cost the same: that axis would tell nothing apart."""
     methods, _ = series([c for c in cells if c.system == REAL or c.training_flops])
     if not methods:
         return None
     points = [c for m in methods for c in m.points]
     work = [c.training_flops or 1.0 for c in points]
     low, high = min(work), max(work)
+    if low == high and len(points) > 1:
+        return None
     labels = []
     for method in methods:
         for cell in method.points:

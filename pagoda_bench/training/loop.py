@@ -63,8 +63,12 @@ class EMA:
 
     def state(self, net: nn.Module) -> dict[str, Tensor]:
         """The state dict of `net` with the averages in the place of the live values, whole, in the memory of the host: a device
-        holds one tensor of it at a time. Of a sharded network all processes must ask for it."""
-        return {k: sharding.whole(self.average.get(k, v).detach()).to("cpu", copy=True) for k, v in net.state_dict().items()}
+        holds one tensor of it at a time. Of a sharded network all processes must ask for it; only the first, whose payload
+        counts, is given what was divided."""
+        values = {k: self.average.get(k, v).detach() for k, v in net.state_dict().items()}
+        wholes = ((k, sharding.whole(v)) for k, v in values.items())
+        mine = parallel.rank() == 0
+        return {k: v.to("cpu", copy=True) for k, v in wholes if mine or not sharding.is_sharded(values[k])}
 
 
 @dataclass

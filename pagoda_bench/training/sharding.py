@@ -9,7 +9,7 @@ discriminators stay whole: they are small beside a generator, and their batch no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,12 +21,13 @@ from pagoda_bench.nets.unet import UNet
 from pagoda_bench.training import parallel
 
 
-def shard(net: UNet, asked: bool) -> None:
+def shard(net: UNet, asked: bool, fill: Callable[[nn.Module], None] | None = None) -> None:
     """Puts `net` on the device of this process, with its parameters divided over all of them, block by block; alone, or when
     not asked to divide, whole.
 
-    Call it with the network in the memory of the host, where it was built and loaded, so that a device never holds more of it
-    than its part and one block; when it is said what trains, and before optimisers and averages are made.
+    Call it when it is said what trains, and before optimisers and averages are made; with a network on the meta device and
+    `fill`, which gives it its values when it has memory (`building.build`), or with one in the memory of the host, so that a
+    device never holds more of it than its part and one block.
     """
     if not asked or parallel.world() == 1:
         net.to(compute_device())
@@ -44,6 +45,9 @@ def shard(net: UNet, asked: bool) -> None:
     fully_shard(net, mesh=mesh, reshard_after_forward=True)
     for name in ("trunk", "finish"):  # the ways into the network beside `forward`
         register_fsdp_forward_method(net, name)
+    if fill is not None:
+        net.to_empty(device=compute_device())
+        fill(net)
 
 
 def is_sharded(value: object) -> bool:
