@@ -132,9 +132,9 @@ def test_walk_yields_inputs_first_and_each_once() -> None:
         ({"widht": 1}, r"^r.json: unknown key 'widht' in 'grow'; did you mean 'width'\?"),
         (
             {"base": {"kind": "distil"}},
-            r"^r.json: base: unknown kind 'distil'; did you mean 'distill'\? \(known: distill, grow\)$",
+            r"^r.json: base: unknown kind 'distil'; did you mean 'distill'\? \(known: distill, grow, released-one-step\)$",
         ),
-        ({"base": {"kind": "edm"}}, r"^r.json: base: unknown kind 'edm' \(known: distill, grow\)$"),
+        ({"base": {"kind": "edm"}}, r"^r.json: base: unknown kind 'edm' \(known: distill, grow, released-one-step\)$"),
         ({"train": {"stepz": 1}}, r"^r.json: train: unknown key 'stepz'; did you mean 'steps'\?"),
         ({"seed": "x"}, r"^r.json: seed: Input should be a valid integer"),
         ({"version": 9}, r"^r.json: recipe 'grow' has version 9, this program makes version 1"),
