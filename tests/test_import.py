@@ -25,8 +25,9 @@ from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda import importing, released
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.data import EmbeddedData
+from pagoda_bench.recipes.formats import ROLES, Format
 from pagoda_bench.recipes.imported import Imported, ImportedHeun, ImportedOneStep, Samples, generator_of
-from pagoda_bench.recipes.published import ADM32, PUBLISHED, ROLES, Format
+from pagoda_bench.recipes.published import ADM32, PUBLISHED
 from pagoda_bench.recipes.registry import read_recipe
 from pagoda_bench.recipes.samplers import Sampled, SamplerConfig
 from pagoda_bench.recipes.stages import EDM, Heun, TrainConfig, UNetConfig

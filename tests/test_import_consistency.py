@@ -23,8 +23,8 @@ from pagoda_bench.errors import Unavailable, UserError
 from pagoda_bench.nets.features import from_network
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda import importing, released, trajectory
+from pagoda_bench.recipes.formats import Format
 from pagoda_bench.recipes.imported import Imported, ImportedHeun, ImportedOneStep, generator_of
-from pagoda_bench.recipes.published import Format
 from pagoda_bench.recipes.registry import read_recipe
 from pagoda_bench.sampling.noise import noise
 from pagoda_bench.tables.released import released as method

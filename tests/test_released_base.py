@@ -22,8 +22,8 @@ from pagoda_bench.pagoda.cost import cost_of
 from pagoda_bench.pagoda.generate import one_step
 from pagoda_bench.pagoda.importing import recipe_of, run
 from pagoda_bench.recipes.base import Recipe, walk
+from pagoda_bench.recipes.formats import Format
 from pagoda_bench.recipes.imported import Imported, ImportedOneStep, ReleasedOneStep
-from pagoda_bench.recipes.published import Format
 from pagoda_bench.recipes.stages import Distill, Grow, OneStep, UNetConfig
 from pagoda_bench.tables import methods
 from pagoda_bench.tables.scales import Scale

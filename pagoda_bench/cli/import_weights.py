@@ -9,7 +9,7 @@ import click
 
 from pagoda_bench.cli.common import open_store, store_option
 from pagoda_bench.errors import UserError, nearest
-from pagoda_bench.recipes.published import Format
+from pagoda_bench.recipes.formats import Format
 
 NAMES = get_args(Format)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,7 +29,7 @@ def load_whole(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
 def load_file_whole(net: nn.Module, path: Path) -> None:
     """`load_whole` from a file that `save_half` wrote, one tensor after the other: beside the network's own memory none is
     taken for a second copy. `UserError` also when there is no such file, or it is damaged."""
-    with _opened(path) as file:
+    with _readable(path), safe_open(path, framework="pt") as file:
         _check(net, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, str(path))  # noqa: SIM118
         for name, value in net.state_dict().items():
             value.copy_(file.get_tensor(name))
@@ -38,15 +37,14 @@ def load_file_whole(net: nn.Module, path: Path) -> None:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """What `save_half` wrote, float32. `UserError` when there is no such file, or it is damaged."""
-    with _opened(path):
+    with _readable(path):
         return load_half(path)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
+        yield
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({str(error).partition(chr(10))[0]}): make that artifact again") from None
 

@@ -22,8 +22,9 @@ from pagoda_bench.diffusion.edm import SIGMA_MIN
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda import trajectory
+from pagoda_bench.recipes.formats import Format
 from pagoda_bench.recipes.imported import Imported
-from pagoda_bench.recipes.published import PUBLISHED, Format
+from pagoda_bench.recipes.published import PUBLISHED
 from pagoda_bench.recipes.stages import UNetConfig
 
 GROWN_BLOCKS = 2

@@ -17,8 +17,8 @@ from pagoda_bench.diffusion.consistency import consistency, trajectory
 from pagoda_bench.nets.features import load_half
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.generate import NoiseSampler
+from pagoda_bench.recipes.formats import Role
 from pagoda_bench.recipes.imported import Imported, ImportedHeun, ImportedOneStep, ReleasedOneStep, ReleasedTeacher
-from pagoda_bench.recipes.published import Role
 
 ADM_STEPS = 1000
 

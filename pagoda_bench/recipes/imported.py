@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config, Recipe
-from pagoda_bench.recipes.published import ROLES, Format, Role
+from pagoda_bench.recipes.formats import ROLES, Format, Role
 from pagoda_bench.recipes.samplers import SamplerConfig
 from pagoda_bench.recipes.stages import (
     EDM,

@@ -1,24 +1,9 @@
-"""The published networks, and what the released weights of each are for. Import, sampling and tests read these tables."""
+"""The published networks. Import and tests read these tables."""
 
 from __future__ import annotations
 
-from typing import Literal
-
+from pagoda_bench.recipes.formats import Format
 from pagoda_bench.recipes.stages import UNetConfig
-
-Format = Literal[
-    "pagoda-64",
-    "pagoda-128",
-    "pagoda-256",
-    "pagoda-512",
-    "edm-openai-64",
-    "adm-64",
-    "cd-lpips-64",
-    "cd-l2-64",
-    "ct-64",
-    "ctm-64",
-]
-Role = Literal["generator", "consistency", "trajectory", "edm", "adm"]
 
 ADM64 = UNetConfig(
     resolution=64, channels=192, encoder=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), head_channels=64, classes=1000
@@ -49,18 +34,3 @@ PUBLISHED: dict[Format, tuple[UNetConfig, ...]] = {
 }
 """The networks that a name may stand for; the first is the consistent one. CTM's is what is left with the end of its
 trajectories fixed (pagoda/trajectory.py)."""
-
-ROLES: dict[Format, Role] = {
-    "pagoda-64": "generator",
-    "pagoda-128": "generator",
-    "pagoda-256": "generator",
-    "pagoda-512": "generator",
-    "edm-openai-64": "edm",
-    "adm-64": "adm",
-    "cd-lpips-64": "consistency",
-    "cd-l2-64": "consistency",
-    "ct-64": "consistency",
-    "ctm-64": "trajectory",
-}
-"""What the network's output means. generator: the image (PaGoDA). consistency, trajectory: the image between the boundary
-factors of consistency models, of CTM. edm: a denoised image by EDM's preconditioning. adm: the noise at a time step."""

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from pagoda_bench.errors import Unavailable, UserError, nearest
+from pagoda_bench.recipes.formats import Format
 from pagoda_bench.recipes.imported import Imported, generator_of
 from pagoda_bench.recipes.methods import describe
-from pagoda_bench.recipes.published import Format
 from pagoda_bench.recipes.registry import read_recipe
 from pagoda_bench.recipes.stages import Generator
 
