@@ -55,9 +55,12 @@ from tests.peers import (
 )
 from tests.toy_scale import models
 
-pytestmark = pytest.mark.slow
-BATCH = 4
-LABELS = np.arange(BATCH) % CLASSES
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),  # HeunDiscrete
+]
+BATCH = 4  # of the dearer samplers; many small images where they are cheap
+MANY = 32
 NETWORKS: dict[type[Recipe], Callable[[Any], nn.Module]] = {
     EDM: lambda recipe: UNet(recipe.net),
     SuperResolution: lambda recipe: SuperResolutionUNet(recipe.net),
@@ -70,7 +73,11 @@ NETWORKS: dict[type[Recipe], Callable[[Any], nn.Module]] = {
 }
 
 
-def ours(config: Generator, folder: Path) -> Side:
+def classes(batch: int) -> np.ndarray:
+    return np.arange(batch) % CLASSES
+
+
+def ours(config: Generator, folder: Path, batch: int = BATCH) -> Side:
     """The sampler of a row on random weights."""
     inputs = {}
     for recipe in models(config):
@@ -79,7 +86,7 @@ def ours(config: Generator, folder: Path) -> Side:
             inputs[recipe.key].mkdir(exist_ok=True)
             save_half(NETWORKS[type(recipe)](recipe).state_dict(), inputs[recipe.key] / "model.safetensors")
     sampler = load(config, StageContext.for_test(folder / "out", folder / "work", inputs))
-    return Side(lambda: sampler.sample(np.arange(BATCH), LABELS), sampler.parameters)
+    return Side(lambda: sampler.sample(np.arange(batch), classes(batch)), sampler.parameters)
 
 
 def theirs(draw: Callable[[], Tensor], *nets: nn.Module) -> Side:
@@ -97,7 +104,7 @@ def theirs(draw: Callable[[], Tensor], *nets: nn.Module) -> Side:
 def walk(net: nn.Module, scheduler: Any, shape: tuple[int, int, int], steps: int, *more: Tensor, **how: int) -> Tensor:
     """A batch by one of diffusers' schedulers, as its pipelines do it."""
     scheduler.set_timesteps(steps, **how)
-    labels = torch.from_numpy(LABELS)
+    labels = torch.from_numpy(classes(BATCH))
     x = torch.randn(BATCH, *shape) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         x = scheduler.step(net(scheduler.scale_model_input(x, t), t, labels, *more), t, x).prev_sample
@@ -129,9 +136,9 @@ def consistency(folder: Path, timesteps: list[int]) -> Case:
 
     def draw() -> Tensor:
         chosen = {"num_inference_steps": None, "timesteps": timesteps}
-        return pipeline(BATCH, LABELS.tolist(), **chosen, output_type="pt", return_dict=False)[0] * 2 - 1
+        return pipeline(MANY, classes(MANY).tolist(), **chosen, output_type="pt", return_dict=False)[0] * 2 - 1
 
-    return Case(ours(config, folder), theirs(draw, net), BATCH)
+    return Case(ours(config, folder, MANY), theirs(draw, net), MANY)
 
 
 def cascade(folder: Path) -> Case:
@@ -178,11 +185,13 @@ def dit(folder: Path) -> Case:
     config = DiTPublished.model_construct(**fields)  # weights are not read
 
     def own() -> Tensor:
-        found: Tensor = coder.decode(latents(net, config, Draw(np.arange(BATCH), LABELS), (4, 16, 16))).sample
+        found: Tensor = coder.decode(latents(net, config, Draw(np.arange(BATCH), classes(BATCH)), (4, 16, 16))).sample
         return found
 
     def pipelined() -> Tensor:
-        made = pipeline(LABELS.tolist(), guidance_scale=4.0, num_inference_steps=10, output_type="np", return_dict=False)
+        made = pipeline(
+            classes(BATCH).tolist(), guidance_scale=4.0, num_inference_steps=10, output_type="np", return_dict=False
+        )
         return torch.from_numpy(made[0]).permute(0, 3, 1, 2) * 2 - 1
 
     return Case(theirs(own, net, coder), theirs(pipelined, net, coder), BATCH)
@@ -204,7 +213,7 @@ def greedy(folder: Path) -> Case:
 
 def gan(folder: Path) -> Case:
     net = lightweight_gan().Generator(latent_dim=96, **SHAPES)
-    return Case(ours(generator("gan", 64), folder), theirs(lambda: net(torch.randn(BATCH, 96)), net), BATCH)
+    return Case(ours(generator("gan", 64), folder, MANY), theirs(lambda: net(torch.randn(MANY, 96)), net), MANY)
 
 
 CASES: dict[str, Callable[[Path], Case]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from baselines.latent.recipes import Latent
@@ -20,7 +21,8 @@ def load(config: Latent, ctx: Any) -> NetworkSampler:
     coder = load_coder(config.through, ctx)
     net = UNet(config.of.unet)
     load_file_whole(net, ctx.input(config.of) / WEIGHTS)
-    net = net.eval().requires_grad_(False)
+    for part in (coder, net):
+        part.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     side = config.of.net.resolution
 
     def images(batch: Draw) -> Tensor:
