@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from baselines.latent.recipes import AutoencoderConfig
 from baselines.training import descend
 from pagoda_bench import resources
+from pagoda_bench.nets.device import keep_freed_memory
 from pagoda_bench.recipes.stages import Generator, TrainConfig, UNetConfig
 from pagoda_bench.tables import methods, spec
 from pagoda_bench.training.updates import optimizer
@@ -47,7 +48,9 @@ class Case:
 
 
 def compare(name: str, case: Case) -> float:
-    """Prints a row of the table in docs/baselines.md; how many times as fast ours is."""
+    """Prints a row of the table in docs/baselines.md; how many times as fast ours is. The process keeps freed memory, as it
+    does where this repository trains: that serves both sides."""
+    keep_freed_memory()
     found = ratio(case.theirs.run, case.ours.run)
     (flops, most), (flops_theirs, most_theirs) = (counted(side.run) for side in (case.ours, case.theirs))
     cells = (
@@ -133,8 +136,9 @@ def generator(method: str, resolution: int, **options: Any) -> Generator:
 
 
 class DiffusersUNet(nn.Module):
-    """diffusers' `UNet2DModel` nearest to a config, called as ours are. What it has no input for (an augmentation level, a
-    guidance weight) it is not told; an image to be enlarged goes in beside the noisy one."""
+    """diffusers' `UNet2DModel` of the same layers as a config's, called as ours are: residual blocks halve and double. What it
+    has no input for (an augmentation level, a guidance weight) it is not told; an image to be enlarged goes in beside the noisy
+    one."""
 
     def __init__(self, config: UNetConfig, beside: int = 0) -> None:
         super().__init__()
@@ -148,8 +152,8 @@ class DiffusersUNet(nn.Module):
             out_channels=3 * config.patch**2,
             layers_per_block=config.blocks,
             block_out_channels=widths,
-            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attended),
-            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)),
+            down_block_types=tuple("AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attended),
+            up_block_types=tuple("AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attended)),
             downsample_type="resnet",
             upsample_type="resnet",
             attention_head_dim=config.head_channels,
