@@ -133,9 +133,11 @@ def latent_consistency() -> Case:
 
         return Side(run, parameters(net))
 
-    coder = Autoencoder(model.teacher.autoencoder.net).eval().requires_grad_(False)
+    last = torch.channels_last  # what is frozen, as the runner has it
+    coder = Autoencoder(model.teacher.autoencoder.net).to(memory_format=last).eval().requires_grad_(False)
     peer = diffusers_coder(model.teacher.autoencoder.net).eval().requires_grad_(False)
-    ours = side(GuidedUNet(config, choice.width), UNet(config), lambda: coder.normalised(coder.latents_of(image, coding)), step)
+    teacher = UNet(config).to(memory_format=last)
+    ours = side(GuidedUNet(config, choice.width), teacher, lambda: coder.normalised(coder.latents_of(image, coding)), step)
     theirs = side(DiffusersUNet(config), DiffusersUNet(config), lambda: peer.encode(image).latent_dist.sample(), plain_step)
     return Case(ours, theirs, batch)
 

@@ -185,15 +185,19 @@ def diffusers_coder(config: AutoencoderConfig) -> Any:
 def lucidrains_uvit() -> Any:
     """The U-ViT of simple diffusion with the levels, core and heads of greedy growing's embedded preset; without classes."""
     module = pytest.importorskip("denoising_diffusion_pytorch.simple_diffusion", reason=INSTALL)
+    model: Any = generator("greedy", 64).of  # type: ignore[attr-defined]
+    core, outer = model.core, model.outer
+    head = core.width // core.heads
+    first, *widths = (*outer.widths, core.width)
     return module.UViT(
-        dim=16,
-        init_dim=32,
-        dim_mults=(4, 5),
-        vit_depth=4,
+        dim=head,  # what the multiples are of
+        init_dim=first,
+        dim_mults=[width // head for width in widths],
+        vit_depth=core.depth,
         vit_dropout=0.0,
-        attn_dim_head=16,
-        attn_heads=5,
-        patch_size=2,
+        attn_dim_head=head,
+        attn_heads=core.heads,
+        patch_size=outer.patch,
     )
 
 

@@ -21,8 +21,7 @@ def load(config: Latent, ctx: Any) -> NetworkSampler:
     coder = load_coder(config.through, ctx)
     net = UNet(config.of.unet)
     load_file_whole(net, ctx.input(config.of) / WEIGHTS)
-    for part in (coder, net):
-        part.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    net = net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     side = config.of.net.resolution
 
     def images(batch: Draw) -> Tensor:

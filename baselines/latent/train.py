@@ -133,4 +133,4 @@ def load_coder(recipe: Autoencoder, ctx: Any) -> Net:
     net = Net(recipe.net)
     folder: Path = ctx.input(recipe)
     load_file_whole(net, folder / WEIGHTS)
-    return net.eval().requires_grad_(False)
+    return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -23,8 +23,7 @@ def load(config: LatentConsistencySampler, ctx: Any) -> NetworkSampler:
     coder, model = load_coder(config.through, ctx), config.of
     net = GuidedUNet(model.teacher.unet, model.objective.width)
     load_file_whole(net, ctx.input(model) / WEIGHTS)
-    for part in (coder, net):
-        part.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    net = net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     of = lcm.process(model.objective.beta_min, model.objective.beta_max, compute_device())
     side, times = model.teacher.net.resolution, lcm.times_of(config.steps, model.objective.points)
 

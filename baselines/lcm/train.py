@@ -38,7 +38,7 @@ def run(recipe: LatentConsistency, ctx: Any) -> None:
     data, coder = open_dataset(recipe.data, ctx.data_path), load_coder(recipe.teacher.autoencoder, ctx).to(device)
     teacher = UNet(recipe.teacher.unet).to(device)
     load_file_whole(teacher, ctx.input(recipe.teacher) / WEIGHTS)
-    teacher.eval().requires_grad_(False)
+    teacher = teacher.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     choice = recipe.objective
     net = GuidedUNet(recipe.teacher.unet, choice.width).to(device)
     net.start_from(teacher)
