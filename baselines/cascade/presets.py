@@ -25,7 +25,8 @@ PRESETS: dict[str, Values] = {
         "stages": [
             {
                 "net": {"resolution": 16, "channels": 32, "encoder": [1.25, 2], "attention": [8], "group_channels": 4},
-                "train": {**_SMALL, "batch": 64},
+                "train": {**_SMALL, "batch": 32},
+                "strata": "shuffled",
                 "share": 0.35,
             },
             {
@@ -38,6 +39,7 @@ PRESETS: dict[str, Values] = {
                     "group_channels": 4,
                 },
                 "train": {**_SMALL, "batch": 32},
+                "strata": "shuffled",
                 "augment": {"blur": _BLUR},
             },
         ],
