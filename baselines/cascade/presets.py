@@ -25,7 +25,7 @@ PRESETS: dict[str, Values] = {
         "stages": [
             {
                 "net": {"resolution": 16, "channels": 32, "encoder": [1.25, 2], "attention": [8], "group_channels": 4},
-                "train": {**_SMALL, "batch": 32},
+                "train": {**_SMALL, "batch": 16, "lr": 3.0e-3},
                 "strata": "shuffled",
                 "share": 0.35,
             },
@@ -38,7 +38,7 @@ PRESETS: dict[str, Values] = {
                     "attention": [8],
                     "group_channels": 4,
                 },
-                "train": {**_SMALL, "batch": 32},
+                "train": {**_SMALL, "batch": 8, "lr": 3.0e-3},
                 "strata": "shuffled",
                 "augment": {"blur": _BLUR},
             },
