@@ -109,6 +109,13 @@ def test_set_reads_yaml_values_and_reaches_optional_keys() -> None:
     assert {r.seed for r in walk(scale.edm_model()) if hasattr(r, "seed")} == {3}
 
 
+def test_set_changes_one_place_of_a_value_that_the_file_gives_to_several() -> None:
+    before, after = (spec.load_scale(SPEC, "embedded", sets) for sets in ([], ["distill.loss.eps=0.7"]))
+    assert after.distilled().loss.eps == 0.7
+    levels = [[scale.pagoda_model(r).loss for r in scale.grown] for scale in (before, after)]
+    assert levels[0] == levels[1]
+
+
 @pytest.mark.parametrize(
     ("scale", "sets", "says"),
     [
@@ -158,6 +165,7 @@ def test_bad_values_are_refused_in_one_line(scale: str, sets: list[str], says: s
     ("text", "says"),
     [
         ("table: [", "not YAML"),
+        ("rows: &a [*a]", "a value contains itself"),
         ("tabel: x", "did you mean 'table'"),
         ("rows: []\nscales: {}\ntable: t\ntitle: t\ndefault_scale: s\nrow: 1", "did you mean 'rows'"),
         (

@@ -26,7 +26,7 @@ _ICT: Values = {
 
 CD: dict[str, Values] = {
     "smoke": {**_SHORT, "objective": {**_CD, "first": 8}},
-    "embedded": {"train": {**_SMALL, "lr": 5.0e-4}, "objective": _CD},
+    "embedded": {"train": {**_SMALL, "batch": 32, "lr": 5.0e-4}, "objective": _CD},
     "cifar10": {"train": {**_SMALL, "lr": 5.0e-4}, "objective": _CD},
     # Two steps: the levels 0 and 22 of the grid of 40.
     "paper": {
@@ -38,7 +38,7 @@ CD: dict[str, Values] = {
 
 CT: dict[str, Values] = {
     "smoke": {**_SHORT, "objective": {**_CT, "last": 12}},
-    "embedded": {"train": _SMALL, "objective": _CT},
+    "embedded": {"train": {**_SMALL, "batch": 32}, "objective": _CT},
     "cifar10": {"train": _SMALL, "objective": _CT},
     # Two steps: the levels 0 and 106 of the grid of 201.
     "paper": {
@@ -50,7 +50,7 @@ CT: dict[str, Values] = {
 
 ICT: dict[str, Values] = {
     "smoke": {**_SHORT, "objective": {**_ICT, "first": 4, "last": 16}},
-    "embedded": {"train": _SMALL, "objective": _ICT},
+    "embedded": {"train": {**_SMALL, "batch": 32}, "objective": _ICT},
     "cifar10": {"train": _SMALL, "objective": _ICT},
     "paper": {
         "match": None,

@@ -17,12 +17,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "embedded": {
         "autoencoder": {
             "net": {"widths": [32, 48, 64], "groups": 8},
-            "train": {"steps": 1, "batch": 12, "lr": 1.0e-3, "betas": [0.5, 0.99], "ema": 0.998, "precision": "bf16"},
+            "train": {"steps": 1, "batch": 6, "lr": 1.0e-3, "betas": [0.5, 0.99], "ema": 0.998, "precision": "bf16"},
             "share": 0.5,
         },
         "diffusion": {
             "net": {"channels": 32, "encoder": [1.25, 2.5], "attention": [8], "group_channels": 4},
-            "train": {"steps": 1, "batch": 32, "lr": 1.0e-3, "ema": 0.998, "precision": "bf16"},
+            "train": {"steps": 1, "batch": 16, "lr": 3.0e-3, "ema": 0.998, "precision": "bf16"},
         },
         "sampler": {"points": 12},
     },

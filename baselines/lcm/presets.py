@@ -11,7 +11,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "embedded": {
         "diffusion": _TEACHER,
         "distillation": {
-            "train": {"steps": 1, "batch": 16, "lr": 3.0e-4, "ema": 0.99, "precision": "bf16"},
+            "train": {"steps": 1, "batch": 8, "lr": 5.0e-4, "ema": 0.99, "precision": "bf16"},
             "objective": {"points": 50, "w": [0.0, 2.0]},
         },
         "steps": 4,

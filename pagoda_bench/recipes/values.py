@@ -12,13 +12,16 @@ from pagoda_bench.errors import UserError
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """The value in a YAML file; `what` is how an error calls the file, e.g. "the sweep"."""
+    """The value in a YAML file; `what` is how an error calls the file, e.g. "the sweep". What the file says by an alias
+    is a copy, so that a change in one place leaves the others alone."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _unshared(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"cannot read {what} {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{path}: a value contains itself, or is nested too deeply: write it out without the alias") from None
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,3 +31,10 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         old = out.get(key)
         out[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return out
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no part stands in two places."""
+    if isinstance(value, dict):
+        return {key: _unshared(part) for key, part in value.items()}
+    return [_unshared(part) for part in value] if isinstance(value, list) else value
