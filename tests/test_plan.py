@@ -27,6 +27,7 @@ from pagoda_bench.plan.inline import load_runner, run_plan, run_stage
 from pagoda_bench.plan.progress import Lines, Rate, duration
 from pagoda_bench.plan.tree import render_tree, summary
 from pagoda_bench.recipes.base import Recipe
+from pagoda_bench.recipes.work import Work
 
 A, B = Toy(seed=1), Toy(seed=2)
 LEFT, RIGHT = ToySum(parts=(A, B)), ToySum(parts=(B,))
@@ -325,3 +326,17 @@ def test_of_like_stages_the_one_that_differs_in_numbers_of_images_alone_is_scale
 
     wanted = SimpleNamespace(kind="toy", key="new", title="score heun 64px N=1000 from 10", n=1000, inputs=list)
     assert estimator.estimate(wanted) == Estimate(4000.0, None, exact=False)  # type: ignore[arg-type]
+
+
+def test_a_training_held_to_the_work_of_a_chain_is_scaled_by_its_part_of_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    match = Work(of=A)
+    before = SimpleNamespace(kind="toy", key="before", title="core", inputs=list)
+    wanted = SimpleNamespace(kind="toy", key="new", title="grown", match=match, share=0.5, inputs=lambda: [match, before])
+    estimator = Estimator(store)
+    estimator._measured = [Measure("toy", "before", "core", 1, 3.0, 100.0), Measure("toy", "old", "grown", 1, 60.0, 600.0)]
+    assert estimator.estimate(wanted) == Estimate(60.0, 600.0, exact=False)  # type: ignore[arg-type]  # nothing is counted yet
+    (tmp_path / "work.json").write_text('{"flops": 800}')
+    monkeypatch.setattr(store, "find", lambda recipe: SimpleNamespace(path=tmp_path) if recipe is match else None)
+    assert estimator.estimate(wanted) == Estimate(30.0, 300.0, exact=False)  # type: ignore[arg-type]

@@ -15,6 +15,8 @@ from pagoda_bench.artifacts.store import Artifact, Store
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Recipe, walk
 from pagoda_bench.recipes.data import DataConfig
+from pagoda_bench.recipes.trained import trained_upstream
+from pagoda_bench.recipes.work import PAYLOAD, Work
 
 TIMES = "times.json"
 """In a released store: what all stages took where it was made, those included whose artifacts are not given away."""
@@ -92,7 +94,8 @@ class Estimator:
 
     def estimate(self, recipe: Recipe) -> Estimate | None:
         """What the same recipe took; else what the nearest in size took that does the same on the same kind of data, scaled by
-        size; None where nothing of the kind was measured."""
+        size; None where nothing of the kind was measured. The size of a training that is held to the work of a chain is its
+        part of that work, once it is counted."""
         wanted, does = size(recipe), what(recipe)
         alike = [m for m in self._measured if m.kind == recipe.kind and m.what == does]
         for measure in alike:
@@ -100,9 +103,27 @@ class Estimator:
                 return Estimate(measure.seconds, measure.flops, exact=True)
         if not alike:
             return None
+        flops = self._matched(recipe)
+        counted = [(abs(m.flops - flops), m.seconds / m.flops) for m in alike if m.flops] if flops else []
+        if flops and counted:
+            return Estimate(flops * min(counted)[1], flops, exact=False)
         nearest = min(alike, key=lambda m: abs(m.size - wanted))
         scale = wanted / nearest.size
         return Estimate(nearest.seconds * scale, None if nearest.flops is None else nearest.flops * scale, exact=False)
+
+    def _matched(self, recipe: Recipe) -> float | None:
+        """Operations that are left for a training with `match`: its share of the chain's less what comes before it. None where
+        one of these is not known."""
+        match = getattr(recipe, "match", None)
+        found = self._store.find(match) if isinstance(match, Work) else None
+        chain = read_json(found.path / PAYLOAD) if found else None
+        if not isinstance(chain, dict):
+            return None
+        before = [self.estimate(parent) for parent in trained_upstream(recipe)]
+        if any(e is None or e.flops is None for e in before):
+            return None
+        share = float(getattr(recipe, "share", 1.0))
+        return max(0.0, share * float(chain["flops"]) - sum(e.flops for e in before if e and e.flops))
 
 
 def what(recipe: Recipe) -> str:
