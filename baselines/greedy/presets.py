@@ -14,7 +14,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     # 8 px tokens one by one, then 64 px: a quarter of the work for the core, which is cheap, the rest for the high resolution.
     "embedded": {
         "core": {"grid": 8, "width": 80, "depth": 4, "heads": 5},
-        "low": {"outer": {"patch": 1}, "train": {**SMALL_TRAIN, "batch": 16, "lr": 2.0e-3}, "share": 0.25, "process": {"shift": 16}},
+        "low": {
+            "outer": {"patch": 1},
+            "train": {**SMALL_TRAIN, "batch": 16, "lr": 2.0e-3},
+            "share": 0.25,
+            "process": {"shift": 16},
+        },
         "grown": {
             "outer": {"patch": 2, "widths": [32, 64]},
             "train": {**SMALL_TRAIN, "batch": 8, "lr": 2.0e-3},
