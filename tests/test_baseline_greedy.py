@@ -242,7 +242,7 @@ def test_rows_of_the_method() -> None:
     assert process["frozen"] == process["scratch"]
     assert (process["frozen"].shift, process["frozen"].deviation) == (48, 0.5)
     assert (level.process.shift, level.process.deviation) == (16, 0.5)
-    assert (rows["thawed"].of.freeze, rows["thawed"].of.thaw_at) == ("until", 4000)  # type: ignore[union-attr]
+    assert (rows["thawed"].of.freeze, rows["thawed"].of.thaw_at) == ("until", 2000)  # type: ignore[union-attr]
     base = build(toy_scale(greedy=toy), 8)
     assert (base.resolution, base.of.share) == (8, 1.0)  # type: ignore[attr-defined]
 

@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "process": _SMALL_PROCESS,
         "sampler": {"points": 12},
-        "thaw_at": 4000,
+        "thaw_at": 2000,
     },
     "cifar10": {
         "core": {"grid": 8, "width": 128, "depth": 4, "heads": 4},

@@ -103,10 +103,10 @@ class Estimator:
                 return Estimate(measure.seconds, measure.flops, exact=True)
         if not alike:
             return None
-        flops = self._matched(recipe)
-        counted = [(abs(m.flops - flops), m.seconds / m.flops) for m in alike if m.flops] if flops else []
-        if flops and counted:
-            return Estimate(flops * min(counted)[1], flops, exact=False)
+        counted = [m for m in alike if m.flops]
+        if counted and (flops := self._matched(recipe)):
+            like = min(counted, key=lambda m: abs((m.flops or 0) - flops))
+            return Estimate(like.seconds * flops / (like.flops or 1), flops, exact=False)
         nearest = min(alike, key=lambda m: abs(m.size - wanted))
         scale = wanted / nearest.size
         return Estimate(nearest.seconds * scale, None if nearest.flops is None else nearest.flops * scale, exact=False)
@@ -119,11 +119,13 @@ class Estimator:
         chain = read_json(found.path / PAYLOAD) if found else None
         if not isinstance(chain, dict):
             return None
-        before = [self.estimate(parent) for parent in trained_upstream(recipe)]
-        if any(e is None or e.flops is None for e in before):
-            return None
-        share = float(getattr(recipe, "share", 1.0))
-        return max(0.0, share * float(chain["flops"]) - sum(e.flops for e in before if e and e.flops))
+        left = float(getattr(recipe, "share", 1.0)) * float(chain["flops"])
+        for parent in trained_upstream(recipe):
+            before = self.estimate(parent)
+            if before is None or before.flops is None:
+                return None
+            left -= before.flops
+        return max(0.0, left)
 
 
 def what(recipe: Recipe) -> str:
