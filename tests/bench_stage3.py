@@ -22,7 +22,8 @@ from pagoda_bench.pagoda.grow import Frozen
 from pagoda_bench.pagoda.looks import ProjectedLook, build_eyes
 from pagoda_bench.pagoda.losses import Term, accumulate, discriminator_loss, generator_loss, last_layer
 from pagoda_bench.pagoda.official_step import discriminator_step, generator_step
-from pagoda_bench.recipes.stages import ProjectedConfig, UNetConfig
+from pagoda_bench.recipes.losses import ProjectedConfig
+from pagoda_bench.recipes.stages import UNetConfig
 from tests.official import FULL
 from tests.ratios import ratio
 from tests.test_projection import NEEDS_TIMM

@@ -33,7 +33,7 @@ from pagoda_bench.nets.features import FeatureModel
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.looks import EmbeddedLook, judge_of
 from pagoda_bench.pagoda.losses import feature_distance
-from pagoda_bench.recipes.stages import LossConfig
+from pagoda_bench.recipes.losses import LossConfig
 from pagoda_bench.training.updates import optimizer
 from tests.peers import (
     CLASSES,

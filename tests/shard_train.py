@@ -14,7 +14,8 @@ import torch
 from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.pagoda import adversarial, distill, grow, teacher
 from pagoda_bench.recipes.base import Recipe
-from pagoda_bench.recipes.stages import Distill, Grow, LossConfig, TrainConfig
+from pagoda_bench.recipes.losses import LossConfig
+from pagoda_bench.recipes.stages import Distill, Grow, TrainConfig
 from pagoda_bench.training import loop, sharding
 from tests.test_steps import FEATURES, PAIRS, TEACHER, Stop
 

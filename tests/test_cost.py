@@ -16,7 +16,8 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.cost import cost_of, image_flops
 from pagoda_bench.recipes.data import EmbeddedData
-from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, LossConfig, Pairs, TrainConfig, UNetConfig
+from pagoda_bench.recipes.losses import LossConfig
+from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, Pairs, TrainConfig, UNetConfig
 
 NET = UNetConfig(resolution=8, channels=16, encoder=(1, 2), attention=(4,), grown_blocks=1)
 TRAIN = TrainConfig(steps=10, batch=4)

@@ -15,7 +15,8 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.nets.features import load_half
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda import grow, pairs, teacher
-from pagoda_bench.recipes.stages import EDM, Distill, Grow, LossConfig, TrainConfig, UNetConfig
+from pagoda_bench.recipes.losses import LossConfig
+from pagoda_bench.recipes.stages import EDM, Distill, Grow, TrainConfig, UNetConfig
 from pagoda_bench.training.execution import PARTS, checkpointed, compiled
 from tests.test_steps import DATA, FEATURES, NET, PAIRS, SHORT, TEACHER
 from tests.test_steps import inputs as networks

@@ -15,7 +15,8 @@ from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.errors import UserError
 from pagoda_bench.pagoda import distill, steps, teacher
 from pagoda_bench.pagoda.steps import Step
-from pagoda_bench.recipes.stages import Distill, LossConfig
+from pagoda_bench.recipes.losses import LossConfig
+from pagoda_bench.recipes.stages import Distill
 from pagoda_bench.training import features
 from pagoda_bench.training.loop import EMA
 from pagoda_bench.training.updates import LossScale

@@ -24,19 +24,8 @@ from pagoda_bench.pagoda.generate import one_step as load_one_step
 from pagoda_bench.pagoda.sources import DataPairs
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.data import EmbeddedData
-from pagoda_bench.recipes.stages import (
-    EDM,
-    Distill,
-    FeatureNet,
-    Grow,
-    LossConfig,
-    OneStep,
-    Pairs,
-    ProjectedConfig,
-    TeacherPairs,
-    TrainConfig,
-    UNetConfig,
-)
+from pagoda_bench.recipes.losses import LossConfig, ProjectedConfig
+from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, OneStep, Pairs, TeacherPairs, TrainConfig, UNetConfig
 from pagoda_bench.training import loop
 from tests.test_projection import NEEDS_TIMM
 

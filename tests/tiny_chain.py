@@ -9,13 +9,13 @@ from pagoda_bench.artifacts.store import Store
 from pagoda_bench.plan.dag import Plan
 from pagoda_bench.plan.inline import run_plan
 from pagoda_bench.recipes.data import EmbeddedData
+from pagoda_bench.recipes.losses import LossConfig
 from pagoda_bench.recipes.stages import (
     EDM,
     Distill,
     FeatureNet,
     Grow,
     Heun,
-    LossConfig,
     OneStep,
     Pairs,
     Reference,

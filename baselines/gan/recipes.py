@@ -10,8 +10,9 @@ from baselines.gan.presets import PRESETS
 from baselines.sections import match_of, section
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config
+from pagoda_bench.recipes.losses import ProjectedConfig
 from pagoda_bench.recipes.methods import describe
-from pagoda_bench.recipes.stages import FeatureNet, Generator, ProjectedConfig
+from pagoda_bench.recipes.stages import FeatureNet, Generator
 from pagoda_bench.recipes.trained import Trained
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from pagoda_bench.nets.features import from_network, load_features, save_half
 from pagoda_bench.nets.weights import load_file_whole
 from pagoda_bench.pagoda.looks import EmbeddedLook, Look, ProjectedLook, build_eyes, drawn_for, judge_of
 from pagoda_bench.pagoda.losses import generator_loss
-from pagoda_bench.recipes.stages import LossConfig
+from pagoda_bench.recipes.losses import LossConfig
 from pagoda_bench.sampling.noise import noise
 from pagoda_bench.training import parallel
 from pagoda_bench.training.alarm import PINS

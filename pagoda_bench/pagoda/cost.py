@@ -21,7 +21,8 @@ from pagoda_bench.nets.projection import CHANNELS, INPUT, NATIVE, timm_backbone
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.imported import ReleasedOneStep, ReleasedTeacher
-from pagoda_bench.recipes.stages import EDM, Distill, Grow, LossConfig, Pairs, TeacherPairs, TrainConfig, UNetConfig
+from pagoda_bench.recipes.losses import LossConfig
+from pagoda_bench.recipes.stages import EDM, Distill, Grow, Pairs, TeacherPairs, TrainConfig, UNetConfig
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pagoda_bench.nets.features import FeatureModel
 from pagoda_bench.nets.multiscale_discriminator import MultiscaleDiscriminator
 from pagoda_bench.nets.projection import CHANNELS, INPUT, KINDS, NATIVE, Eyes, ProjectedFeatures, resize, timm_backbone
 from pagoda_bench.pagoda.losses import feature_distance
-from pagoda_bench.recipes.stages import LossConfig, ProjectedConfig
+from pagoda_bench.recipes.losses import LossConfig, ProjectedConfig
 
 AllDraws = Sequence[Draws] | None
 

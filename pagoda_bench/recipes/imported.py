@@ -9,20 +9,9 @@ from pydantic import Field, model_validator
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config, Recipe
 from pagoda_bench.recipes.formats import ROLES, Format, Role
+from pagoda_bench.recipes.losses import LossConfig
 from pagoda_bench.recipes.samplers import SamplerConfig
-from pagoda_bench.recipes.stages import (
-    EDM,
-    Distill,
-    FeatureNet,
-    Generator,
-    Grow,
-    Heun,
-    LossConfig,
-    OneStep,
-    Score,
-    TrainConfig,
-    UNetConfig,
-)
+from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Generator, Grow, Heun, OneStep, Score, TrainConfig, UNetConfig
 
 Rounding = Literal["nearest", "truncate"]
 LabelPolicy = Literal["balanced", "random"]
