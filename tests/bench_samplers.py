@@ -28,7 +28,6 @@ from baselines.greedy.net import GreedyNet
 from baselines.greedy.recipes import GreedyGrown
 from baselines.latent.net import Autoencoder as Coder
 from baselines.latent.recipes import Autoencoder, AutoencoderConfig, LatentDiffusion
-from baselines.lcm.net import GuidedUNet
 from baselines.lcm.recipes import LatentConsistency
 from baselines.pipelines.dit import latents
 from baselines.pipelines.recipes import DiTPublished
@@ -67,7 +66,7 @@ NETWORKS: dict[type[Recipe], Callable[[Any], nn.Module]] = {
     ConsistencyDistillation: lambda recipe: UNet(recipe.unet),
     Autoencoder: lambda recipe: Coder(recipe.net),
     LatentDiffusion: lambda recipe: UNet(recipe.unet),
-    LatentConsistency: lambda recipe: GuidedUNet(recipe.teacher.unet, recipe.objective.width),
+    LatentConsistency: lambda recipe: UNet(recipe.net),
     GreedyGrown: lambda recipe: GreedyNet(recipe.core, recipe.outer),
     GanGrown: lambda recipe: StyleNet(recipe.style),
 }

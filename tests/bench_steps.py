@@ -27,7 +27,6 @@ from baselines.gan.train import Step
 from baselines.latent.net import Autoencoder
 from baselines.lcm import functions as formulas
 from baselines.lcm import train as lcm
-from baselines.lcm.net import GuidedUNet
 from pagoda_bench.diffusion.edm import SIGMA_DATA, training_loss
 from pagoda_bench.nets.features import FeatureModel
 from pagoda_bench.nets.unet import UNet
@@ -137,7 +136,12 @@ def latent_consistency() -> Case:
     coder = Autoencoder(model.teacher.autoencoder.net).to(memory_format=last).eval().requires_grad_(False)
     peer = diffusers_coder(model.teacher.autoencoder.net).eval().requires_grad_(False)
     teacher = UNet(config).to(memory_format=last)
-    ours = side(GuidedUNet(config, choice.width), teacher, lambda: coder.normalised(coder.latents_of(image, coding)), step)
+    ours = side(
+        UNet(config.model_copy(update={"guidance": choice.width})),
+        teacher,
+        lambda: coder.normalised(coder.latents_of(image, coding)),
+        step,
+    )
     theirs = side(DiffusersUNet(config), DiffusersUNet(config), lambda: peer.encode(image).latent_dist.sample(), plain_step)
     return Case(ours, theirs, batch)
 

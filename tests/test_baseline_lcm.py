@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from baselines.lcm import functions as lcm
 from baselines.lcm import train
-from baselines.lcm.net import GuidedUNet
 from baselines.lcm.recipes import GuidedObjective
+from pagoda_bench.diffusion import edm
+from pagoda_bench.nets.unet import UNet, guidance_waves
 from pagoda_bench.recipes.stages import UNetConfig
 
 BETAS = (0.00085, 0.012)
@@ -45,7 +46,7 @@ def ideal(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
 
 
 def guided_ideal(x: Tensor, t: Tensor, label: Tensor, w: Tensor) -> Tensor:
-    return lcm.guided(ideal(x, t, label), ideal(x, t, torch.full_like(label, 2)), w)
+    return edm.guided(ideal(x, t, label), ideal(x, t, torch.full_like(label, 2)), w)
 
 
 def flow(x: Tensor, t: Tensor, end: Tensor, label: Tensor, w: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ def test_the_teacher_is_asked_with_and_without_the_label() -> None:
 
 def test_w_is_embedded_by_the_published_formula() -> None:
     w, width = torch.tensor([0.0, 0.37, 7.5]), 256
-    found = lcm.guidance_waves(w, width)
+    found = guidance_waves(w, width)
     for row, value in enumerate(w.double().tolist()):
         angles = [1000 * value * math.exp(-math.log(10000) * i / 127) for i in range(128)]
         expected = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
@@ -169,7 +170,8 @@ def test_w_is_embedded_by_the_published_formula() -> None:
 
 def test_w_joins_the_time_as_in_diffusers() -> None:
     embeddings = pytest.importorskip("diffusers.models.embeddings")
-    net = GuidedUNet(UNetConfig(resolution=4, channels=16, encoder=(1,), attention=()), 32)
+    net = UNet(UNetConfig(resolution=4, channels=16, encoder=(1,), attention=(), guidance=32))
+    assert net.guidance_proj is not None
     nn.init.normal_(net.guidance_proj.weight)
     theirs = embeddings.TimestepEmbedding(16, 64, cond_proj_dim=32)
     first, last = net.time_embed[0], net.time_embed[2]
@@ -180,7 +182,7 @@ def test_w_joins_the_time_as_in_diffusers() -> None:
     net.time_embed.register_forward_hook(lambda module, args, output: seen.append(output))
     sigma, w = torch.tensor([0.3, 5.0]), torch.tensor([0.5, 1.5])
     net(torch.randn(2, 3, 4, 4), sigma, torch.tensor([0, 1]), w)
-    torch.testing.assert_close(seen[0], theirs(net.time_waves(sigma, 2), lcm.guidance_waves(w, 32)))
+    torch.testing.assert_close(seen[0], theirs(net.time_waves(sigma, 2), guidance_waves(w, 32)))
 
 
 def test_huber_is_the_square_near_zero_and_the_distance_far_away() -> None:

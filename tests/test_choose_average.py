@@ -20,7 +20,7 @@ from pagoda_bench.nets.features import FeatureModel, from_network, load_half
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.plan.dag import Plan
 from pagoda_bench.plan.inline import run_plan
-from pagoda_bench.recipes.stages import Reference
+from pagoda_bench.recipes.scores import Reference
 from pagoda_bench.sampling.noise import noise
 from tests.test_evaluate_command import command
 from tests.tiny_chain import BASE, DATA, FEATURES, SHORT

@@ -19,7 +19,8 @@ from pagoda_bench.nets.features import FeatureModel, fold, save_half
 from pagoda_bench.recipes.data import EmbeddedData
 from pagoda_bench.recipes.features import Features, Pretrained
 from pagoda_bench.recipes.losses import LossConfig
-from pagoda_bench.recipes.stages import Distill, FeatureNet, Reference, TrainConfig
+from pagoda_bench.recipes.scores import Reference
+from pagoda_bench.recipes.stages import Distill, FeatureNet, TrainConfig
 from tests.image_files import folder_of
 from tests.test_imagenet import tree_files
 from tests.test_steps import PAIRS

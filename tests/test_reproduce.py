@@ -22,7 +22,7 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.protocol import Protocol
 from pagoda_bench.plan import inline
 from pagoda_bench.recipes.base import Recipe
-from pagoda_bench.recipes.stages import Score
+from pagoda_bench.recipes.scores import Score
 from pagoda_bench.tables import report, verdict
 from pagoda_bench.tables.cells import from_csv
 

@@ -23,7 +23,8 @@ from pagoda_bench.metrics.frechet import frechet_from_features
 from pagoda_bench.metrics.protocol import Protocol
 from pagoda_bench.nets.features import FeatureModel, fold, load_features, save_half
 from pagoda_bench.recipes.data import EmbeddedData
-from pagoda_bench.recipes.stages import FeatureNet, Generator, RealImages, Reference, Score, TrainConfig, Upsampled
+from pagoda_bench.recipes.scores import Reference, Score
+from pagoda_bench.recipes.stages import FeatureNet, Generator, RealImages, TrainConfig, Upsampled
 from pagoda_bench.sampling.counting import count_evaluations
 from pagoda_bench.sampling.generators import FAR, ByClass, Sampler, load
 from pagoda_bench.sampling.noise import noise

@@ -10,19 +10,8 @@ from pagoda_bench.plan.dag import Plan
 from pagoda_bench.plan.inline import run_plan
 from pagoda_bench.recipes.data import EmbeddedData
 from pagoda_bench.recipes.losses import LossConfig
-from pagoda_bench.recipes.stages import (
-    EDM,
-    Distill,
-    FeatureNet,
-    Grow,
-    Heun,
-    OneStep,
-    Pairs,
-    Reference,
-    Score,
-    TrainConfig,
-    UNetConfig,
-)
+from pagoda_bench.recipes.scores import Reference, Score
+from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, Heun, OneStep, Pairs, TrainConfig, UNetConfig
 from pagoda_bench.recipes.work import Work
 
 DATA = EmbeddedData(master=16)

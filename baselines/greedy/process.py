@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pagoda_bench.diffusion import edm
+
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]  # (z, logsnr, condition) -> v
 
 
@@ -66,4 +68,4 @@ def guided(
     """c + w (c - u) of the denoised images, both halves in one call (Ho and Salimans 2022, Eq. 6, for the image)."""
     both = denoise(net, torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([condition, null]), deviation)
     with_it, without = both.chunk(2)
-    return with_it + guidance * (with_it - without)
+    return edm.guided(with_it, without, guidance)

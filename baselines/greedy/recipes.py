@@ -16,7 +16,7 @@ from pagoda_bench.recipes.base import Config, Recipe
 from pagoda_bench.recipes.data import Strata
 from pagoda_bench.recipes.methods import describe
 from pagoda_bench.recipes.samplers import SamplerConfig
-from pagoda_bench.recipes.stages import Generator
+from pagoda_bench.recipes.stages import Generator, classifier_free
 from pagoda_bench.recipes.trained import Trained
 from pagoda_bench.recipes.values import merged
 
@@ -150,6 +150,10 @@ class Greedy(Generator, kind="greedy"):
     of: GreedyGrown | GreedyCore
     sampler: SamplerConfig = SamplerConfig()
     guidance: float = Field(0.0, ge=0)
+
+    @property
+    def guided_by(self) -> str:
+        return classifier_free(self.guidance)
 
     @property
     def resolution(self) -> int:

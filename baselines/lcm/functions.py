@@ -68,11 +68,6 @@ def consistency(net: edm.Network, x: Tensor, t: Tensor, labels: Tensor, of: Proc
     return c_skip * x + c_out * denoised(net, x, t, labels, of)
 
 
-def guided(conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
-    """c + w (c - u), the paper's convention: w = 0 is no guidance. (Where s = 1 is none, s = 1 + w.)"""
-    return conditional + w.to(conditional.dtype).view(-1, 1, 1, 1) * (conditional - unconditional)
-
-
 def ddim_step(x: Tensor, z: Tensor, start: Tensor, end: Tensor, of: Process) -> Tensor:
     """DDIM's deterministic step from time `start` to `end`, given what is denoised at the start (Song et al. 2021, Eq. 12).
 
@@ -81,14 +76,6 @@ def ddim_step(x: Tensor, z: Tensor, start: Tensor, end: Tensor, of: Process) -> 
     alpha, sigma = of.at(start, x)
     to_alpha, to_sigma = of.at(end, x)
     return to_alpha * z + to_sigma * ((x - alpha * z) / sigma)
-
-
-def guidance_waves(w: Tensor, width: int) -> Tensor:
-    """(N, width), float32: sines, then cosines of 1000 w at frequencies from 1 down to 1e-4, geometric, both ends included."""
-    half = width // 2
-    falling = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float64, device=w.device) / (half - 1))
-    angles = 1000.0 * w.double()[:, None] * falling
-    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
 def huber(a: Tensor, b: Tensor, c: float) -> Tensor:

@@ -12,7 +12,7 @@ from baselines.lcm.presets import PRESETS
 from baselines.sections import match_of, section
 from pagoda_bench.recipes.base import Config, Recipe
 from pagoda_bench.recipes.methods import describe
-from pagoda_bench.recipes.stages import Generator
+from pagoda_bench.recipes.stages import Generator, UNetConfig, classifier_free
 from pagoda_bench.recipes.trained import Trained
 from pagoda_bench.recipes.values import merged
 
@@ -65,6 +65,11 @@ class LatentConsistency(Trained, kind="lcm"):
         return self
 
     @property
+    def net(self) -> UNetConfig:
+        """The student's network is also told the guidance weight, in the way of Meng et al. 2022 (arXiv 2210.03142)."""
+        return self.teacher.unet.model_copy(update={"guidance": self.objective.width})
+
+    @property
     def title(self) -> str:
         return f"latent consistency {self.teacher.autoencoder.resolution}px"
 
@@ -87,6 +92,10 @@ class LatentConsistencySampler(Generator, kind="latent-consistency"):
         if self.steps > self.of.objective.points:
             raise ValueError(f"steps={self.steps} is more than the {self.of.objective.points} times that the student knows")
         return self
+
+    @property
+    def guided_by(self) -> str:
+        return classifier_free(self.w)
 
     @property
     def resolution(self) -> int:

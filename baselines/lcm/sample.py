@@ -9,11 +9,11 @@ from torch import Tensor
 
 from baselines.latent.train import WEIGHTS, load_coder
 from baselines.lcm import functions as lcm
-from baselines.lcm.net import GuidedUNet
 from baselines.lcm.recipes import LatentConsistencySampler
 from baselines.lcm.train import told
 from pagoda_bench.diffusion.edm import SIGMA_DATA
 from pagoda_bench.nets.device import compute_device
+from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.weights import load_file_whole
 from pagoda_bench.sampling.network import Draw, NetworkSampler
 
@@ -21,7 +21,7 @@ from pagoda_bench.sampling.network import Draw, NetworkSampler
 def load(config: LatentConsistencySampler, ctx: Any) -> NetworkSampler:
     """The first noise is that of every method that starts from this shape, index by index."""
     coder, model = load_coder(config.through, ctx), config.of
-    net = GuidedUNet(model.teacher.unet, model.objective.width)
+    net = UNet(model.net)
     load_file_whole(net, ctx.input(model) / WEIGHTS)
     net = net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     of = lcm.process(model.objective.beta_min, model.objective.beta_max, compute_device())

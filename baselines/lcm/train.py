@@ -14,10 +14,10 @@ from baselines.batches import images_of_step, mine
 from baselines.consistency.train import follow
 from baselines.latent.train import WEIGHTS, load_coder
 from baselines.lcm import functions as lcm
-from baselines.lcm.net import GuidedUNet
 from baselines.lcm.recipes import GuidedObjective, LatentConsistency
 from baselines.training import descend, fit, together
 from pagoda_bench.data import open_dataset
+from pagoda_bench.diffusion import edm
 from pagoda_bench.diffusion.edm import SIGMA_DATA, stratified
 from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import save_half
@@ -40,8 +40,8 @@ def run(recipe: LatentConsistency, ctx: Any) -> None:
     load_file_whole(teacher, ctx.input(recipe.teacher) / WEIGHTS)
     teacher = teacher.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     choice = recipe.objective
-    net = GuidedUNet(recipe.teacher.unet, choice.width).to(device)
-    net.start_from(teacher)
+    net = UNet(recipe.net).to(device)
+    net.start_from(teacher.state_dict())
     net.train()
     target = copy.deepcopy(net).requires_grad_(False) if choice.decay else net
     adam = optimizer(list(net.parameters()), recipe.train)
@@ -83,7 +83,7 @@ def guided_by(teacher: nn.Module, x: Tensor, t: Tensor, labels: Tensor, w: Tenso
     """The teacher's guided z: images with and without their labels in one batch."""
     both = torch.cat([labels, torch.full_like(labels, none)])
     conditional, unconditional = lcm.denoised(teacher, torch.cat([x, x]), torch.cat([t, t]), both, of).chunk(2)
-    return lcm.guided(conditional, unconditional, w)
+    return edm.guided(conditional, unconditional, w)
 
 
 def losses(

@@ -15,7 +15,7 @@ from pagoda_bench.errors import Unavailable, UserError
 from pagoda_bench.recipes.base import Config, result_neutral
 from pagoda_bench.recipes.data import DataConfig, EmbeddedData
 from pagoda_bench.recipes.methods import describe
-from pagoda_bench.recipes.stages import Generator
+from pagoda_bench.recipes.stages import Generator, classifier_free
 
 if TYPE_CHECKING:
     from pagoda_bench.tables.scales import Scale
@@ -72,6 +72,10 @@ class Published(Generator):
     batch: int = Field(4, ge=1)  # images in a pass: float32 networks round differently at another batch
     seed: int = 0
     guidance: float = Field(1.0, ge=1)  # s of u + s (c - u) everywhere; 1 is off
+
+    @property
+    def guided_by(self) -> str:
+        return classifier_free(self.guidance - 1)
 
     @property
     def resolution(self) -> int:

@@ -44,6 +44,20 @@ def denoise(net: Network, x: Tensor, sigma: Tensor, labels: Tensor, sigma_data: 
     return c_skip * x + c_out * net(c_in * x, sigma, labels)
 
 
+def guided(conditional: Tensor, unconditional: Tensor, w: Tensor | float) -> Tensor:
+    """c + w (c - u), classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, Eq. 6): w = 0 is none. `w` is one value
+    for all (N, C, H, W), or (N,). Where s = 1 is none, s = 1 + w."""
+    weight = w.to(conditional.dtype).view(-1, 1, 1, 1) if isinstance(w, Tensor) else w
+    return conditional + weight * (conditional - unconditional)
+
+
+def denoise_guided(net: Network, x: Tensor, sigma: Tensor, labels: Tensor, none: int, w: Tensor | float) -> Tensor:
+    """The guided denoised image, where `none` is the label of an image that has none. Two evaluations an image, in one call."""
+    both = torch.cat([labels, torch.full_like(labels, none)])
+    conditional, unconditional = denoise(net, torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+    return guided(conditional, unconditional, w)
+
+
 def one_step(net: Network, z: Tensor, labels: Tensor, sigma: float = SIGMA_MAX, sigma_data: float = SIGMA_DATA) -> Tensor:
     """G(z): the raw output of the network on scaled noise is the image, without output preconditioning and not clamped.
 

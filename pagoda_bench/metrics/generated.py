@@ -16,7 +16,8 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.inputs import WHOLE, Batch, Part, Stream
 from pagoda_bench.recipes.base import Config, Recipe, canonical
 from pagoda_bench.recipes.registry import load_all
-from pagoda_bench.recipes.stages import Generator, Score
+from pagoda_bench.recipes.scores import Score
+from pagoda_bench.recipes.stages import Generator
 from pagoda_bench.sampling.generators import Sampler, load
 
 

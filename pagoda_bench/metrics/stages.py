@@ -20,7 +20,8 @@ from pagoda_bench.metrics.inception_score import inception_score
 from pagoda_bench.metrics.judges import Judge, load_judge
 from pagoda_bench.metrics.neighbours import neighbours
 from pagoda_bench.metrics.protocol import Protocol
-from pagoda_bench.recipes.stages import FeatureNet, Generator, RealImages, Reference, Score, Upsampled
+from pagoda_bench.recipes.scores import Reference, Score
+from pagoda_bench.recipes.stages import FeatureNet, Generator, RealImages, Upsampled
 from pagoda_bench.sampling.generators import ByClass, Sampler, load
 
 BATCH = 64  # always the same: float32 networks round differently at another batch size
@@ -114,6 +115,7 @@ def protocol(recipe: Score, classes: int, judge: Judge) -> Protocol:
     """The protocol of the scores of `recipe` by a network."""
     return Protocol(
         **judge.protocol,
+        guidance=recipe.generator.guided_by,
         resolution=recipe.generator.resolution,
         reference=recipe.reference.key,
         reference_n=recipe.reference.n,

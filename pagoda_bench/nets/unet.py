@@ -9,7 +9,8 @@ through base and grown levels alike, and one split serves all: `trunk(..., stop=
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.nets.device import training_format
 from pagoda_bench.recipes.stages import UNetConfig
 
+NO_LABEL = -1
+"""The label of an image that has none: nothing is added to the embedding of time (as EDM's network drops labels)."""
 LN_OFFSET = 9.80908925027372e-45  # the float32 nearest to 1e-44: makes ln(sigma) finite at sigma = 0 and changes nothing else
 
 
@@ -34,7 +37,8 @@ class Hidden(NamedTuple):
 class UNet(nn.Module):
     """F(x, sigma, label). Raises `UserError` on widths or attention resolutions that do not fit.
 
-    x: (B, 3, resolution, resolution), already scaled by c_in; sigma: (B,), or one value for all; labels: (B,) int64.
+    x: (B, 3, resolution, resolution), already scaled by c_in; sigma: (B,), or one value for all; labels: (B,) int64, of
+    which `NO_LABEL` is none. With `config.guidance` it also takes w: (B,), the guidance weight; None is 0 for all.
     Gives (B, 3, output_resolution, output_resolution), without any output scaling.
 
     The memory format of x is kept throughout, but for training on a CPU (`training_format`). A channels-last x samples up to a
@@ -63,6 +67,10 @@ class UNet(nn.Module):
 
         self.time_embed = nn.Sequential(nn.Linear(config.channels, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.label_emb = nn.Embedding(config.classes, emb)
+        self.guidance_proj: nn.Linear | None = None
+        if config.guidance:
+            # Starts at zero, so that a student with its teacher's weights is the teacher, whatever w (Meng et al. 2022).
+            self.guidance_proj = _zero(nn.Linear(config.guidance, config.channels, bias=False))
 
         width = widths[0]
         self.input_blocks = nn.ModuleList([Stack(nn.Conv2d(colours, width, 3, padding=1))])
@@ -93,20 +101,25 @@ class UNet(nn.Module):
 
         self.out = nn.Sequential(_norm(width, group), nn.SiLU(), _zero(nn.Conv2d(width, colours, 3, padding=1)))
 
-    def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor) -> Tensor:
-        return self.head(self.decode(self.encode(x, sigma, labels)).h)
+    def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor, w: Tensor | None = None) -> Tensor:
+        return self.head(self.decode(self.encode(x, sigma, labels, w)).h)
 
-    def trunk(self, x: Tensor, sigma: Tensor | float, labels: Tensor, stop: int) -> Hidden:
+    def start_from(self, teacher: Mapping[str, Tensor]) -> None:
+        """Takes every weight of a network that differs at most in being told no w. A layer of w keeps its zeros."""
+        own = {key: value for key, value in self.state_dict().items() if key.startswith("guidance_proj.")}
+        self.load_state_dict({**own, **teacher})
+
+    def trunk(self, x: Tensor, sigma: Tensor | float, labels: Tensor, stop: int, w: Tensor | None = None) -> Hidden:
         """Encoder, middle and the output blocks below index `stop`."""
-        return self.decode(self.encode(x, sigma, labels), 0, stop)
+        return self.decode(self.encode(x, sigma, labels, w), 0, stop)
 
     def finish(self, hidden: Hidden, start: int) -> Tensor:
         """The output blocks from index `start` on, and the head. `finish(trunk(..., stop=k), start=k)` is `forward`."""
         return self.head(self.decode(hidden, start).h)
 
-    def encode(self, x: Tensor, sigma: Tensor | float, labels: Tensor) -> Hidden:
+    def encode(self, x: Tensor, sigma: Tensor | float, labels: Tensor, w: Tensor | None = None) -> Hidden:
         """Embeddings, input blocks and middle block: the state before output block 0."""
-        return self.encode_from(x, self.embed(sigma, labels))
+        return self.encode_from(x, self.embed(sigma, labels, w))
 
     def encode_from(self, x: Tensor, emb: Tensor) -> Hidden:
         """`encode` with an embedding that the caller has made, for networks that are conditioned on more."""
@@ -145,9 +158,17 @@ class UNet(nn.Module):
         image = self.out(h)
         return F.pixel_shuffle(image, self.config.patch) if self.config.patch > 1 else image
 
-    def embed(self, sigma: Tensor | float, labels: Tensor) -> Tensor:
-        """(B, 4 * channels): the embedding of t = 250 ln(sigma) plus that of the label. At sigma = 0, t is -25333."""
-        return self.time_embed(self.time_waves(sigma, len(labels))) + self.label_emb(labels)
+    def embed(self, sigma: Tensor | float, labels: Tensor, w: Tensor | None = None) -> Tensor:
+        """(B, 4 * channels): the embedding of t = 250 ln(sigma) plus that of the label. At sigma = 0, t is -25333. The waves of
+        w join those of t. ValueError when w is given to a network that is not told it."""
+        waves = self.time_waves(sigma, len(labels))
+        if self.guidance_proj is not None:
+            w = torch.zeros(len(labels), device=labels.device) if w is None else w
+            waves = waves + self.guidance_proj(guidance_waves(w, self.config.guidance).to(waves.dtype))
+        elif w is not None:
+            raise ValueError("this network takes no guidance weight: its config says guidance 0")
+        label = self.label_emb(labels.clamp(min=0))
+        return self.time_embed(waves) + label * (labels >= 0).to(label.dtype)[:, None]
 
     def time_waves(self, sigma: Tensor | float, batch: int) -> Tensor:
         """(batch, channels): `time_waves` of this network, one row an image."""
@@ -165,6 +186,15 @@ def time_waves(sigma: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     steps = torch.arange(half, dtype=torch.promote_types(dtype, torch.float32), device=sigma.device)
     angles = t[:, None].to(steps.dtype) * torch.exp(-math.log(10000.0) * steps / half)
     return torch.cat([angles.cos(), angles.sin()], dim=1).to(dtype)
+
+
+def guidance_waves(w: Tensor, width: int) -> Tensor:
+    """(N, width) float32: sines, then cosines of 1000 w at geometric frequencies from 1 to 1/10000 (latent consistency models'
+    script: Luo et al. 2023, arXiv 2310.04378, after Vaswani et al. 2017)."""
+    half = width // 2
+    falling = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float64, device=w.device) / (half - 1))
+    angles = 1000.0 * w.double()[:, None] * falling
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
 Resample = Literal["up", "down"] | None
@@ -266,12 +296,15 @@ class _Up(torch.autograd.Function):
         return torch.ops.aten.upsample_nearest2d_backward(gradient, gradient.shape[-2:], ctx.before)
 
 
-def _zero(conv: nn.Conv2d) -> nn.Conv2d:
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+def _zero(layer: Layer) -> Layer:
     """Starts a residual branch, or the head, at zero."""
-    nn.init.zeros_(conv.weight)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return conv
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _widths(config: UNetConfig) -> tuple[list[int], list[int]]:

@@ -18,7 +18,7 @@ from pagoda_bench.nets.features import from_network, load_features
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.diversity import Diversity
 from pagoda_bench.pagoda.looks import EmbeddedLook, Look, ProjectedLook, build_eyes, judge_of
-from pagoda_bench.pagoda.sources import Source, source_of
+from pagoda_bench.pagoda.sources import GuidedSource, Source, source_of
 from pagoda_bench.pagoda.steps import Generate, Step
 from pagoda_bench.recipes.stages import Distill, FeatureNet, Grow
 from pagoda_bench.sampling.noise import noise
@@ -69,9 +69,10 @@ def fit(
         optimizers[name] = optimizer(theirs, config, loss.lr_discriminator, betas=loss.betas_discriminator)
     emas, scale = averages(net, config, "generator"), LossScale(config.precision)
     source = source_of(recipe, data, ctx)
+    guided = GuidedSource(recipe.guided, ctx) if recipe.guided else None
     with autocast(config.precision, device.type):  # as in a step
         before = prepare(source) if prepare else 0
-    step = Step(recipe, net, generate, look, judges, optimizers, source, data, scale)
+    step = Step(recipe, net, generate, look, judges, optimizers, source, data, scale, guided)
 
     nets: dict[str, nn.Module] = {"generator": net, **judges}
     if (stored := look.stored()) is not None:

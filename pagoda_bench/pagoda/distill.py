@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from pagoda_bench.diffusion.edm import one_step
 from pagoda_bench.nets.features import load_half
@@ -23,8 +27,13 @@ def _run(recipe: Distill, ctx: Any) -> None:
     torch.manual_seed(recipe.seed)
     net, values = build(recipe.net, recipe.train.shard)
     path = ctx.input(recipe.pairs.teacher) / "model.safetensors"
-    net.load_state_dict(load_half(path) if values is None else shapes(path))
+    teacher = load_half(path) if values is None else shapes(path)
+    net.start_from(teacher)
     if values is not None:
-        values.take(path, net.state_dict())
+        values.take(path, teacher.keys())
     net.train()
-    fit(recipe, net, lambda z, labels, rows=None: one_step(net, z, labels), ctx, values=values)
+
+    def generate(z: Tensor, labels: Tensor, rows: NDArray[np.int64] | None = None, w: Tensor | None = None) -> Tensor:
+        return one_step(partial(net, w=w), z, labels)
+
+    fit(recipe, net, generate, ctx, values=values)

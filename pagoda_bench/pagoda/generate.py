@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pagoda_bench.diffusion import edm, solvers
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import from_network
-from pagoda_bench.nets.unet import UNet
+from pagoda_bench.nets.unet import NO_LABEL, UNet
 from pagoda_bench.nets.weights import load_file_whole
 from pagoda_bench.nets.winograd import winograd
 from pagoda_bench.recipes.stages import EDM as EDMRecipe
@@ -51,7 +52,12 @@ class NoiseSampler:
 def one_step(config: OneStep, ctx: Any) -> NoiseSampler:
     net = load(config.of, ctx, config.ema) if config.best is None else load_best(config.of, ctx, config.best)
     net = net.to(compute_device())
-    return NoiseSampler(net, lambda z, labels: edm.one_step(net, z, labels))
+
+    def draw(z: Tensor, labels: Tensor) -> Tensor:
+        w = z.new_full((len(z),), config.guidance) if config.guidance else None
+        return edm.one_step(partial(net, w=w), z, labels)
+
+    return NoiseSampler(net, draw)
 
 
 def heun(config: Heun, ctx: Any) -> NoiseSampler:
@@ -59,9 +65,16 @@ def heun(config: Heun, ctx: Any) -> NoiseSampler:
     grid = edm.karras_grid(config.points)
 
     def draw(z: Tensor, labels: Tensor) -> Tensor:
-        return solvers.heun(lambda x, sigma: edm.denoise(net, x, sigma, labels), z, grid)
+        return solvers.heun(denoiser(net, labels, config.guidance), z, grid)
 
     return NoiseSampler(net, draw)
+
+
+def denoiser(net: UNet, labels: Tensor, w: Tensor | float = 0.0) -> solvers.DenoiseFn:
+    """D(x; sigma) for images of these labels; guided by `w`, one value or one an image, unless that is the number 0."""
+    if isinstance(w, float) and not w:
+        return lambda x, sigma: edm.denoise(net, x, sigma, labels)
+    return lambda x, sigma: edm.denoise_guided(net, x, sigma, labels, NO_LABEL, w)
 
 
 def load(recipe: EDMRecipe | Distill | Grow, ctx: Any, ema: float | None = None) -> UNet:

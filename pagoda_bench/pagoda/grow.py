@@ -39,10 +39,10 @@ class Frozen:
         self.c_in = float(preconditioning(torch.tensor(SIGMA_MAX, dtype=torch.float64)).c_in)
         self.kept: Hidden | None = None
 
-    def __call__(self, z: Tensor, labels: Tensor, rows: NDArray[np.int64] | None = None) -> Tensor:
-        """Images of latents (N, 3, R, R), which are those of the pairs `rows` where these are given."""
+    def __call__(self, z: Tensor, labels: Tensor, rows: NDArray[np.int64] | None = None, w: Tensor | None = None) -> Tensor:
+        """Images of latents (N, 3, R, R), which are those of the pairs `rows` where these are given; `w` (N,) guides them."""
         if self.kept is None or rows is None:
-            return self.net.finish(self._state(z, labels), self.start)
+            return self.net.finish(self._state(z, labels, w), self.start)
         return self.net.finish(_taken(self.kept, torch.from_numpy(rows), z.device), self.start)
 
     def keep(self, source: Source, size: int, limit: float) -> int:
@@ -63,8 +63,8 @@ class Frozen:
         return counter.get_total_flops()
 
     @torch.no_grad()
-    def _state(self, z: Tensor, labels: Tensor) -> Hidden:
-        return self.net.trunk(self.c_in * z, SIGMA_MAX, labels, stop=self.start)
+    def _state(self, z: Tensor, labels: Tensor, w: Tensor | None = None) -> Hidden:
+        return self.net.trunk(self.c_in * z, SIGMA_MAX, labels, stop=self.start, w=w)
 
 
 def run(recipe: Grow, ctx: Any) -> None:

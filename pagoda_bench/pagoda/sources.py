@@ -13,7 +13,7 @@ from pagoda_bench.data import Dataset
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.features import to_network
 from pagoda_bench.pagoda.pairs import Latents
-from pagoda_bench.pagoda.teacher_pairs import TeacherImages, latents
+from pagoda_bench.pagoda.teacher_pairs import TeacherImages, latents, weights
 from pagoda_bench.recipes.stages import Distill, Grow, Pairs, TeacherPairs
 
 
@@ -57,6 +57,19 @@ class TeacherSource:
     def batch(self, rows: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor, Tensor]:
         z, labels = latents(self.recipe, rows)
         return torch.from_numpy(self.images[rows]), z, labels
+
+
+class GuidedSource(TeacherSource):
+    """(the teacher's guided sample of z, z), and the guidance weight of each."""
+
+    def __init__(self, recipe: TeacherPairs, ctx: Any) -> None:
+        super().__init__(recipe, 1.0, ctx)
+
+    def weights(self, rows: NDArray[np.int64]) -> Tensor:
+        """(N,) float32."""
+        w = weights(self.recipe, rows)
+        assert w is not None  # the recipe of the student refuses samples that are not guided
+        return w
 
 
 def source_of(recipe: Distill | Grow, data: Dataset, ctx: Any) -> Source:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pagoda_bench.data import Dataset
@@ -23,7 +24,7 @@ from pagoda_bench.nets.features import to_network
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.looks import AllDraws, Look, distance_of, drawn_for
 from pagoda_bench.pagoda.losses import Term, accumulate, discriminator_loss, generator_loss, last_layer
-from pagoda_bench.pagoda.sources import Source
+from pagoda_bench.pagoda.sources import GuidedSource, Source
 from pagoda_bench.recipes.stages import Distill, Grow
 from pagoda_bench.training import parallel
 from pagoda_bench.training.loop import batch_indices
@@ -46,13 +47,16 @@ class Whole:
     real: AllDraws
     rebuilt: AllDraws = None  # and before the one of reconstructions
     target: AllDraws = None
+    guided_rows: np.ndarray | None = None  # of the teacher's guided samples, as many as pairs
+    guided: AllDraws = None  # augmentation in L_dstl
+    w: Tensor | None = None  # guidance weights of the fakes
 
 
 class Generate(Protocol):
     """The one-step generator: latents (N, 3, R, R) and labels (N,) to images. Latents of the pairs `rows` are named, since a
-    generator may know something of them already."""
+    generator may know something of them already. `w` (N,): guidance weights, 0 where there are none."""
 
-    def __call__(self, z: Tensor, labels: Tensor, rows: np.ndarray | None = None) -> Tensor: ...
+    def __call__(self, z: Tensor, labels: Tensor, rows: np.ndarray | None = None, w: Tensor | None = None) -> Tensor: ...
 
 
 class Seen:
@@ -77,9 +81,10 @@ class Step:
         source: Source,
         data: Dataset,
         scale: LossScale,
+        guided: GuidedSource | None = None,
     ) -> None:
         self.recipe, self.generate, self.look, self.judges, self.optimizers = recipe, generate, look, judges, optimizers
-        self.source, self.data, self.scale = source, data, scale
+        self.source, self.data, self.scale, self.guided = source, data, scale, guided
         self.loss, self.train, self.size = recipe.loss, recipe.train, recipe.net.output_resolution
         self.distance = distance_of(recipe.loss, look)
         self.at = last_layer(net)
@@ -134,6 +139,12 @@ class Step:
         )
         if "reconstructions" in self.judges:
             whole.rebuilt, whole.target = look.draws(paired, size), look.draws(paired, size)
+        if self.guided is not None and self.recipe.guided is not None:
+            whole.guided_rows = batch_indices(self.guided.used, paired, index, self.recipe.seed + 2)
+            whole.guided = look.distance_draws(paired, low)
+            low_w, high_w = self.recipe.guided.guidance or (0.0, 0.0)
+            if self.loss.adversarial_guidance == "all":
+                whole.w = low_w + (high_w - low_w) * torch.rand(batch)
         return whole
 
     def _real(self, whole: Whole, part: slice) -> tuple[Tensor, Tensor]:
@@ -158,9 +169,7 @@ class Step:
             x, z, own = (t.to(self.device) for t in self.source.batch(rows, self.size))
             rebuilt = self.generate(z, own, rows).float()
             # L_rec: both images under the same augmentation.
-            l_rec = self.distance(rebuilt, x, self._slice(whole.rec, pairs)).mean()
-            if loss.pixel:
-                l_rec = l_rec + loss.pixel * (rebuilt - x).abs().mean()
+            l_rec = self._compared(rebuilt, x, self._slice(whole.rec, pairs))
             values["rec"] = l_rec.detach()
             terms.append(Term(rebuilt, loss.reconstruction * l_rec))
         if "rec" in phase and (judge := self.judges.get("reconstructions")) is not None:
@@ -171,9 +180,14 @@ class Step:
             with torch.no_grad():
                 target_maps = self._sight(judge, self.look.maps(x, self._slice(whole.target, pairs)))
             seen["reconstructions"].append(Seen(target_maps, own, maps, own))
+        if "rec" in phase and self.guided is not None and whole.guided_rows is not None:
+            made, l_dstl = self._distillation(self.guided, whole.guided_rows[pairs], self._slice(whole.guided, pairs))
+            values["dstl"] = l_dstl.detach()
+            terms.append(Term(made, loss.distillation * l_dstl))
         if "adv" in phase:
             real, real_labels = self._real(whole, part)
-            fake = self.generate(whole.fresh[part].to(self.device), real_labels).float()
+            w = None if whole.w is None else whole.w[part].to(self.device)
+            fake = self.generate(whole.fresh[part].to(self.device), real_labels, None, w).float()
             judge = self.judges["discriminator"]
             maps = self._sight(judge, self.look.maps(fake, self._slice(whole.fake, part)))
             l_adv = generator_loss(self._logits(judge, maps, real_labels), loss.gan)
@@ -186,6 +200,18 @@ class Step:
         factors = accumulate(terms, self.parameters, self.at, self.scale.value / self.train.accumulate)
         numbers = dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True))
         return numbers | ({"lambda": factors[-1]} if "adv" in phase else {})
+
+    def _distillation(self, guided: GuidedSource, rows: np.ndarray, draws: AllDraws) -> tuple[Tensor, Tensor]:
+        """G(z, w), and L_dstl: its distance from the teacher's guided sample of z, at the teacher's size."""
+        target, z, labels = (t.to(self.device) for t in guided.batch(rows, self.size))
+        made = self.generate(z, labels, None, guided.weights(rows).to(self.device)).float()
+        small = F.avg_pool2d(made, made.shape[-1] // target.shape[-1])
+        return made, self._compared(small, target, draws)
+
+    def _compared(self, image: Tensor, target: Tensor, draws: AllDraws) -> Tensor:
+        """The distance of L_rec and L_dstl, averaged over the images."""
+        found = self.distance(image, target, draws).mean()
+        return found + self.loss.pixel * (image - target).abs().mean() if self.loss.pixel else found
 
     def _discriminators(self, seen: dict[str, list[Seen]]) -> dict[str, float]:
         """Their updates. One that is not finite is not applied, and told to the loop, which goes on with the generator's."""

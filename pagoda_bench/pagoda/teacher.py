@@ -25,7 +25,7 @@ from pagoda_bench.diffusion.solvers import heun
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.device import compute_device
 from pagoda_bench.nets.features import from_network, to_network
-from pagoda_bench.nets.unet import UNet
+from pagoda_bench.nets.unet import NO_LABEL, UNet
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.stages import EDM, FeatureNet
 from pagoda_bench.recipes.work import PAYLOAD, Work
@@ -68,6 +68,7 @@ def _run(recipe: EDM, ctx: Any) -> None:
         uniform = stratified(batch, shuffled=recipe.strata == "shuffled")
         sigma = lognormal_sigma(normal_from_uniform(uniform), recipe.p_mean, recipe.p_std).float()
         eps = torch.randn(batch, 3, recipe.net.output_resolution, recipe.net.output_resolution)
+        dropped = torch.rand(batch) < recipe.drop if recipe.drop else None
         total = 0.0
         adam.zero_grad(set_to_none=True)
         for part in parallel.parts(batch, config.accumulate):
@@ -75,6 +76,8 @@ def _run(recipe: EDM, ctx: Any) -> None:
             if flips is not None:
                 image = torch.where(flips[part][:, None, None, None], image.flip(3), image)
             labels = torch.from_numpy(data.labels(numbers[part], "train"))
+            if dropped is not None:
+                labels = torch.where(dropped[part], NO_LABEL, labels)
             x, y, n, s = (t.to(device) for t in (image, labels, eps[part], sigma[part]))
             loss = training_loss(net, x, y, n, s).mean() / config.accumulate
             (scale.value * loss).backward()

@@ -18,18 +18,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from pagoda_bench.artifacts.digests import sha256
 from pagoda_bench.data.shards import Layout, Sharded, Writer, identity_of
 from pagoda_bench.diffusion import solvers
-from pagoda_bench.diffusion.edm import SIGMA_MAX, denoise, karras_grid
+from pagoda_bench.diffusion.edm import SIGMA_MAX, karras_grid
 from pagoda_bench.errors import UserError
 from pagoda_bench.nets.device import compute_device, computed_precision
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.nets.winograd import winograd
-from pagoda_bench.pagoda.generate import load
+from pagoda_bench.pagoda.generate import denoiser, load
 from pagoda_bench.recipes.stages import TeacherPairs
 from pagoda_bench.sampling.noise import noise
 from pagoda_bench.training.loop import autocast
 
 FOLDER = "images"
 SEED = 2**32  # far from the seeds of samples that are scored
+GOLDEN = (5**0.5 - 1) / 2  # the fractional parts of its multiples are the most evenly spread of any number's
 
 
 def run(recipe: TeacherPairs, ctx: Any) -> None:
@@ -78,9 +79,11 @@ def samples(recipe: TeacherPairs, net: UNet, rows: NDArray[np.int64]) -> NDArray
     """The teacher's images of rows, (N, 3, R, R) in the recipe's dtype."""
     device = next(net.parameters()).device
     z, labels = (t.to(device) for t in latents(recipe, rows))
+    w = weights(recipe, rows)
     sample = solvers.heun if recipe.solver == "heun" else solvers.ddim
     with autocast(recipe.precision, device.type):
-        x = sample(lambda x, sigma: denoise(net, x, sigma, labels), z, karras_grid(recipe.points), recipe.clamp)
+        denoise = denoiser(net, labels, 0.0 if w is None else w.to(device))
+        x = sample(denoise, z, karras_grid(recipe.points), recipe.clamp)
     found: NDArray[Any] = x.to(getattr(torch, recipe.dtype)).cpu().numpy()
     return found
 
@@ -90,6 +93,15 @@ def latents(recipe: TeacherPairs, rows: NDArray[np.int64]) -> tuple[Tensor, Tens
     r = recipe.teacher.net.resolution
     z = torch.from_numpy(noise(rows, (3, r, r), SEED + recipe.seed)) * SIGMA_MAX
     return z, torch.from_numpy(rows % recipe.teacher.net.classes)
+
+
+def weights(recipe: TeacherPairs, rows: NDArray[np.int64]) -> Tensor | None:
+    """The guidance weights of rows, float32 (N,): even over the range, whatever rows are looked at, by the multiples of the
+    golden ratio. None where the samples are not guided."""
+    if recipe.guidance is None:
+        return None
+    low, high = recipe.guidance
+    return torch.from_numpy(low + (high - low) * np.modf(rows * GOLDEN)[0]).float()
 
 
 class TeacherImages:

@@ -11,7 +11,8 @@ from pagoda_bench.recipes.base import Config, Recipe
 from pagoda_bench.recipes.formats import ROLES, Format, Role
 from pagoda_bench.recipes.losses import LossConfig
 from pagoda_bench.recipes.samplers import SamplerConfig
-from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Generator, Grow, Heun, OneStep, Score, TrainConfig, UNetConfig
+from pagoda_bench.recipes.scores import Score
+from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Generator, Grow, Heun, OneStep, TrainConfig, UNetConfig
 
 Rounding = Literal["nearest", "truncate"]
 LabelPolicy = Literal["balanced", "random"]

@@ -43,3 +43,5 @@ class LossConfig(Config):
     updates: Literal["joint", "separate"] = "joint"  # L_rec and L_adv in one step of the optimiser, or one after the other
     adversarial_rec: float = Field(0.0, ge=0)  # weight of a second discriminator, which judges reconstructions (0.5 at 512 px)
     adaptive_rec: bool = True  # its weight times the ratio of gradient norms, also with separate updates
+    distillation: float = Field(1.0, ge=0)  # weight of L_dstl, where a generator learns guidance
+    adversarial_guidance: Literal["all", "none"] = "all"  # weights w of the fakes: from the whole range, or 0

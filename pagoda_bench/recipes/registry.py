@@ -17,7 +17,7 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Recipe
 
 GROUP = "pagoda_bench.methods"
-BUILT_IN = tuple(f"pagoda_bench.recipes.{name}" for name in ("stages", "imported", "samplers", "work"))
+BUILT_IN = tuple(f"pagoda_bench.recipes.{name}" for name in ("stages", "scores", "imported", "samplers", "work"))
 # What a module of somebody else's may raise while it is imported.
 IMPORT_FAILURES = (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, OSError, RuntimeError)
 

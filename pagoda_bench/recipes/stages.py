@@ -12,6 +12,13 @@ from pagoda_bench.recipes.features import Features
 from pagoda_bench.recipes.losses import Decay, LossConfig
 
 Multiplier = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+WAVES = 256  # width of the embedding of a guidance weight, as in latent consistency models
+
+
+def classifier_free(w: float) -> str:
+    """How protocols name classifier-free guidance (Ho and Salimans 2022): none at w = 0. Where s = 1 is none, s = 1 + w."""
+    return f"classifier-free, w={w:g}" if w else "none"
 
 
 class UNetConfig(Config):
@@ -33,6 +40,7 @@ class UNetConfig(Config):
     scale_shift_grown: bool = False
     group_channels: int = Field(1, ge=1)  # least channels in a group of the norms; 1 = 32 groups at any width, as published
     patch: int = Field(1, ge=1)  # space-to-depth before the first convolution, depth-to-space after the last (1: off)
+    guidance: int = Field(0, ge=0, multiple_of=4)  # width of the waves of a weight w that it takes; 0: it takes none
 
     @property
     def output_resolution(self) -> int:
@@ -97,6 +105,7 @@ class EDM(Recipe, kind="edm"):
     p_mean: float = -1.2
     p_std: float = Field(1.2, gt=0)
     strata: Strata = "in_order"  # which keeps the identity of models trained before there was a choice
+    drop: float = Field(0.0, ge=0, lt=1)  # share of images that are shown without their label; guidance needs some
     match: Recipe | None = None
     share: float = Field(1.0, gt=0)  # of the work of `match`, where something is to be made of this model with the rest
 
@@ -126,10 +135,23 @@ class Pairs(Recipe, kind="pairs"):
 
 class TeacherPairs(Pairs, kind="teacher-pairs"):
     """Noise-to-data pairs (z, x): x is what the teacher makes of the noise z with `solver` on `points` levels. In the place
-    of `Pairs` they turn L_rec into L_dstl, whose target carries the teacher's errors; at the base resolution only."""
+    of `Pairs` they turn L_rec into L_dstl, whose target carries the teacher's errors; at the base resolution only.
+
+    With `guidance`, a range of weights w, x is the teacher's guided sample, w going evenly over the range.
+    """
 
     runner: ClassVar[str] = "pagoda_bench.pagoda.teacher_pairs:run"
     sharder: ClassVar[str] = "pagoda_bench.pagoda.teacher_pairs:shard"
+
+    guidance: tuple[Weight, Weight] | None = None
+
+    @model_validator(mode="after")
+    def _guidable(self) -> TeacherPairs:
+        if self.guidance is not None:
+            if self.guidance[0] > self.guidance[1]:
+                raise ValueError(f"guidance must be a range, from low to high, not {list(self.guidance)}")
+            _knows_no_label(self.teacher)
+        return self
 
 
 def _seen_through(features: Features, loss: LossConfig) -> None:
@@ -140,8 +162,17 @@ def _seen_through(features: Features, loss: LossConfig) -> None:
         )
 
 
+def _knows_no_label(teacher: EDM) -> None:
+    if not teacher.drop:
+        raise ValueError("guidance needs a teacher that has seen images without their label: set `drop` of the teacher above 0")
+
+
 class Distill(Recipe, kind="distill"):
-    """Stage 2: the one-step generator at the base resolution, from the teacher's weights."""
+    """Stage 2: the one-step generator at the base resolution, from the teacher's weights.
+
+    With `guided`, the teacher's guided samples, it takes the guidance weight w: L_rec holds it to the data at w = 0, L_dstl to
+    the teacher at the weights of `guided`. What is grown on it takes w too.
+    """
 
     runner: ClassVar[str] = "pagoda_bench.pagoda.distill:run"
     distributed: ClassVar[bool] = True
@@ -151,10 +182,15 @@ class Distill(Recipe, kind="distill"):
     train: TrainConfig
     loss: LossConfig = LossConfig()
     seed: int = Field(0, ge=0)
+    guided: TeacherPairs | None = None
 
     @model_validator(mode="after")
     def _looks(self) -> Distill:
         _seen_through(self.features, self.loss)
+        if self.guided is not None and self.guided.guidance is None:
+            raise ValueError("guided: its samples are of no guidance weight: give `guidance` a range, such as [0, 2]")
+        if self.guided is not None and self.guided.teacher != self.pairs.teacher:
+            raise ValueError("guided: its samples are another teacher's than the pairs': give both the same teacher")
         return self
 
     def inputs(self) -> list[Recipe]:
@@ -162,7 +198,8 @@ class Distill(Recipe, kind="distill"):
 
     @property
     def net(self) -> UNetConfig:
-        return self.pairs.teacher.net
+        net = self.pairs.teacher.net
+        return net.model_copy(update={"guidance": WAVES}) if self.guided else net
 
     @property
     def title(self) -> str:
@@ -189,7 +226,7 @@ class Grow(Recipe, kind="grow"):
         return self
 
     def inputs(self) -> list[Recipe]:
-        return [*super().inputs(), self.pairs, self.features]
+        return [*super().inputs(), self.pairs, self.features, *([self.guided] if self.guided else [])]
 
     @property
     def net(self) -> UNetConfig:
@@ -199,6 +236,10 @@ class Grow(Recipe, kind="grow"):
     @property
     def pairs(self) -> Pairs:
         return self.base.pairs
+
+    @property
+    def guided(self) -> TeacherPairs | None:
+        return self.base.guided
 
     @property
     def features(self) -> Features:
@@ -218,6 +259,11 @@ class Generator(Config):
     def resolution(self) -> int:
         raise TypeError(f"{type(self).__name__} does not say its resolution")
 
+    @property
+    def guided_by(self) -> str:
+        """The guidance of its samples, as protocols name it."""
+        return "none"
+
 
 class OneStep(Generator, kind="one-step"):
     """G(z) of a distilled or grown generator, z ~ N(0, 80^2)."""
@@ -226,6 +272,21 @@ class OneStep(Generator, kind="one-step"):
     of: Distill | Grow
     ema: float | None = None  # the decay of one of its averages; by default `train.ema`
     best: str | None = None  # SHA-256 of its model-best.safetensors: which weights these are, `of` alone does not say
+    guidance: Weight = 0.0  # w, within what the generator was distilled for
+
+    @model_validator(mode="after")
+    def _within(self) -> OneStep:
+        low, high = (self.of.guided.guidance if self.of.guided else None) or (0.0, 0.0)
+        if self.guidance and not low <= self.guidance <= high:
+            raise ValueError(
+                f"guidance {self.guidance:g} lies outside what the generator was distilled for, "
+                + (f"{low:g} to {high:g}" if high else "none: it takes a weight where Stage 2 has `guided` samples")
+            )
+        return self
+
+    @property
+    def guided_by(self) -> str:
+        return classifier_free(self.guidance)
 
     @property
     def resolution(self) -> int:
@@ -238,6 +299,17 @@ class Heun(Generator, kind="heun"):
     loader: ClassVar[str] = "pagoda_bench.pagoda.generate:heun"
     of: EDM
     points: int = Field(18, ge=2)
+    guidance: Weight = 0.0  # w of D + w (D - D without label); above 0 at twice the evaluations
+
+    @model_validator(mode="after")
+    def _guidable(self) -> Heun:
+        if self.guidance:
+            _knows_no_label(self.of)
+        return self
+
+    @property
+    def guided_by(self) -> str:
+        return classifier_free(self.guidance)
 
     @property
     def resolution(self) -> int:
@@ -251,6 +323,10 @@ class Upsampled(Generator, kind="upsampled"):
     of: Generator
     to: int = Field(ge=1)
     filter: Literal["nearest", "bicubic"] = "bicubic"
+
+    @property
+    def guided_by(self) -> str:
+        return self.of.guided_by
 
     @property
     def resolution(self) -> int:
@@ -269,44 +345,3 @@ class RealImages(Generator, kind="real"):
     @property
     def resolution(self) -> int:
         return self.at
-
-
-class Reference(Recipe, kind="reference"):
-    """Features of `n` real images of a split at one resolution: what a score is measured against.
-
-    The images are balanced over the classes; all of the split where `n` is its size. Of `keep` of them, balanced, the features
-    themselves are kept, which neighbourhoods need; moments are of all.
-    """
-
-    runner: ClassVar[str] = "pagoda_bench.metrics.stages:reference"
-
-    data: DataConfig
-    features: Features
-    resolution: int = Field(ge=1)
-    n: int = Field(ge=1)
-    split: Split = "val"
-    keep: int | None = Field(None, gt=1)  # None: all
-
-    @property
-    def title(self) -> str:
-        return f"reference {self.resolution}px N={self.n}"
-
-
-class Score(Recipe, kind="score"):
-    """A generator's samples `first` ... `first + n - 1` against a reference. Labels are balanced: index mod classes."""
-
-    runner: ClassVar[str] = "pagoda_bench.metrics.stages:score"
-    sharder: ClassVar[str] = "pagoda_bench.metrics.stages:shard"
-
-    generator: Generator
-    reference: Reference
-    n: int = Field(ge=1)
-    first: int = Field(0, ge=0)
-    neighbours: int = Field(3, ge=1)  # k of precision and recall (Kynkaanniemi et al. 2019)
-
-    def inputs(self) -> list[Recipe]:
-        return [*super().inputs(), self.reference.features]
-
-    @property
-    def title(self) -> str:
-        return f"score {self.generator.kind} {self.generator.resolution}px N={self.n} from {self.first}"

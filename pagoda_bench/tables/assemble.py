@@ -20,7 +20,7 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.protocol import Protocol
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.features import Features
-from pagoda_bench.recipes.stages import Reference, Score
+from pagoda_bench.recipes.scores import Reference, Score
 from pagoda_bench.recipes.trained import trained_upstream
 from pagoda_bench.tables.cells import DIRECTIONS, DISTANCE, LOWER, OVER_FLOOR, Cell, differences
 from pagoda_bench.tables.render import REAL

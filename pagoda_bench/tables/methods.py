@@ -28,12 +28,13 @@ from pagoda_bench.tables.released import released
 from pagoda_bench.tables.scales import Scale
 
 Method = Callable[[Scale, int], Generator]
-TAUGHT = "taught"
+OWN = ("taught", "guidance")  # options of the teacher's row that are none of its sampler's
 
 
 class PagodaOptions(Config):
     """Options of a row of PaGoDA, or the scale's section `methods.pagoda`."""
 
+    guidance: float = Field(0.0, ge=0)  # w, of a student that has learnt it (the scale's section `guided`)
     taught: float = Field(1.0, gt=0, le=1)  # share of the teacher's training steps: a worse teacher
     target: Literal["data", "teacher"] = "data"  # what G is compared with: real images (L_rec), the teacher's (L_dstl)
 
@@ -50,12 +51,15 @@ class PagodaOptions(Config):
 )
 def teacher(scale: Scale, resolution: int) -> Generator:
     """The diffusion model at the base resolution, sampled in many steps; with the option `taught`, trained for that share of
-    its steps."""
+    its steps; with `guidance`, by Heun's method under that weight."""
     _only(scale, "teacher", resolution, scale.base)
     options = dict(scale.methods.get("teacher", {}))
-    taught = {TAUGHT: options.pop(TAUGHT)} if TAUGHT in options else {}
-    model = _varied(scale, _options(scale, "teacher", taught)).teacher_model()
-    return _sampled(scale, "teacher", model, scale.points, options)
+    own = _options(scale, "teacher", {name: options.pop(name) for name in OWN if name in options})
+    model = _varied(scale, own).teacher_model()
+    if not own.guidance:
+        return _sampled(scale, "teacher", model, scale.points, options)
+    where = f"scale '{scale.name}', methods.teacher"
+    return Heun.load({"points": scale.points, **options, "of": model, "guidance": own.guidance}, where)
 
 
 @describe(
@@ -71,11 +75,13 @@ def teacher(scale: Scale, resolution: int) -> Generator:
 def pagoda(scale: Scale, resolution: int) -> Generator:
     """One step: distilled at the base, grown above it. `PagodaOptions` says what a row may vary."""
     options = _options(scale, "pagoda", scale.methods.get("pagoda", {}))
-    if options != PagodaOptions() and any("released" in section for section in (scale.distill, *scale.grow)):
+    imported = any("released" in section for section in (scale.distill, *scale.grow))
+    if imported and (options.taught != 1 or options.target != "data"):
         raise UserError(
             f"scale '{scale.name}': released generators are not distilled here: leave the options 'taught' and 'target' away"
         )
-    return OneStep(of=_varied(scale, options).pagoda_model(resolution))
+    model = _varied(scale, options).pagoda_model(resolution)
+    return OneStep.load({"of": model, "guidance": options.guidance}, f"scale '{scale.name}', methods.pagoda")
 
 
 @describe(

@@ -17,7 +17,8 @@ from pagoda_bench.recipes.data import DataConfig, Split
 from pagoda_bench.recipes.features import Features, Pretrained
 from pagoda_bench.recipes.imported import Imported, ReleasedOneStep, ReleasedTeacher
 from pagoda_bench.recipes.registry import read_recipe
-from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, Pairs, Reference
+from pagoda_bench.recipes.scores import Reference
+from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, Pairs, TeacherPairs
 from pagoda_bench.recipes.values import merged
 from pagoda_bench.recipes.work import Work
 
@@ -48,6 +49,7 @@ class Scale(Config):
     judged_by: dict[str, Any] = Field(default_factory=dict)  # over `features`, for a judge that no row has trained with
     teacher: dict[str, Any]
     pairs: dict[str, Any]
+    guided: dict[str, Any] = Field(default_factory=dict)  # fields of the teacher's guided samples; none: no student of guidance
     distill: dict[str, Any]
     grow: tuple[dict[str, Any], ...]
     edm: dict[str, Any]
@@ -131,6 +133,9 @@ class Scale(Config):
         if (path := self.distill.get("released")) is not None:
             return self._released_generator(Path(str(path)), self.base, pairs, "distill")
         section = {"seed": self.seed, **self.distill, "pairs": pairs, "features": self.looked_through()}
+        if self.guided:
+            guided = {"seed": self.seed, **self.guided, "teacher": pairs.teacher}
+            section["guided"] = TeacherPairs.load(guided, self._where("guided"))
         return Distill.load(section, self._where("distill"))
 
     def pagoda_model(self, resolution: int) -> Distill | Grow:

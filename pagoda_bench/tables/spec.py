@@ -19,7 +19,8 @@ from pydantic import Field, model_validator
 from pagoda_bench.errors import Unavailable, UserError, nearest
 from pagoda_bench.recipes.base import Config
 from pagoda_bench.recipes.data import DataConfig, ImageData, PreparedData
-from pagoda_bench.recipes.stages import Generator, Score
+from pagoda_bench.recipes.scores import Score
+from pagoda_bench.recipes.stages import Generator
 from pagoda_bench.recipes.values import merged, read_yaml
 from pagoda_bench.tables import methods
 from pagoda_bench.tables.cells import DIRECTIONS
