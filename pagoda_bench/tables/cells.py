@@ -28,6 +28,8 @@ DIRECTIONS = {
 MEASURED = "measured"
 # What scores of one column may differ in: every resolution is measured against its own real images, and says so.
 BY_RESOLUTION = ("resolution", "reference")
+# And rows: what they are guided by is a part of them, as their number of evaluations is, and their labels say it.
+BY_ROW = ("guidance",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,9 @@ def values(cells: Iterable[Cell], metric: str) -> dict[str, Cell]:
 def differences(a: Cell, b: Cell) -> list[str]:
     """In what the protocols of two cells of one column differ: "n 1000 and 10000"; empty when they may stand together."""
     left, right = {"n": a.n, **a.protocol}, {"n": b.n, **b.protocol}
-    names = [k for k in sorted({*left, *right}) if a.resolution == b.resolution or k not in BY_RESOLUTION]
+    names = sorted({*left, *right})
+    names = [k for k in names if a.resolution == b.resolution or k not in BY_RESOLUTION]
+    names = [k for k in names if a.id == b.id or k not in BY_ROW]
     return [f"{k} {_short(left.get(k))} and {_short(right.get(k))}" for k in names if left.get(k) != right.get(k)]
 
 
