@@ -3,10 +3,13 @@
     python -m tests.bench_levels                       # work and kept activations, counted on networks without values (seconds)
     python -m tests.bench_levels --measure             # also time and peak memory, in float32 on the CPU: minutes, 10 GB
     python -m tests.bench_levels --measure --levels 512 --checkpoint
+    python -m tests.bench_levels --measure --levels 512 --judges   # the whole step of the ImageNet scale; needs timm
 
 The step is that of L_rec with a squared distance of pixels in the place of feature networks, and Adam, so that the generator
-alone is what is seen: the frozen part forward without a graph, the rest forward and backward. Nothing depends on the values
-of weights, which are random. `--train-from` is `Grow.train_from`: 9, as in the official scripts, or "new".
+alone is what is seen: the frozen part forward without a graph, the rest forward and backward. With `--judges` it is that of
+the level's recipe in experiments/scales/imagenet.yaml, in float32: both backbones, one discriminator, at 512 px two, their
+optimisers. Nothing depends on the values of weights and images, which are random. `--train-from` is `Grow.train_from`: 9, as
+in the official scripts, or "new".
 """
 
 from __future__ import annotations
@@ -19,18 +22,23 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from pagoda_bench import resources
 from pagoda_bench.nets.device import keep_freed_memory
 from pagoda_bench.nets.growth import TrainFrom, train_start, trainable_keys
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.grow import Frozen
-from pagoda_bench.recipes.stages import TrainConfig
+from pagoda_bench.pagoda.looks import ProjectedLook, build_eyes, judge_of
+from pagoda_bench.pagoda.steps import Step
+from pagoda_bench.recipes.stages import Grow, TrainConfig
+from pagoda_bench.tables import spec
 from pagoda_bench.training.execution import checkpointed
-from pagoda_bench.training.updates import optimizer
+from pagoda_bench.training.updates import LossScale, optimizer
 from tests.official import FULL
 
 LEVELS = {128: "64to128", 256: "64to256", 512: "64to512_consistent"}
@@ -100,6 +108,62 @@ def measured(level: int, train_from: TrainFrom, batch: int, checkpoint: bool, st
     return {"seconds": min(seconds[1:] or seconds), "peak": peak(), "held": held}
 
 
+class Nothing:
+    """Random images and latents in the place of a data set and its pairs."""
+
+    used = 1000
+
+    def __init__(self, low: int) -> None:
+        self.low = low
+
+    def batch(self, rows: np.ndarray, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        n, low = len(rows), self.low
+        return (
+            torch.rand(n, 3, size, size) * 2 - 1,
+            80 * torch.randn(n, 3, low, low),
+            torch.from_numpy(self.labels(rows, "train")),
+        )
+
+    def size(self, split: str) -> int:
+        return self.used
+
+    def images(self, numbers: np.ndarray, size: int, split: str) -> np.ndarray:
+        return np.zeros((len(numbers), size, size, 3), np.uint8)
+
+    def labels(self, numbers: np.ndarray, split: str) -> np.ndarray:
+        return numbers % 1000
+
+
+def measured_whole(level: int, batch: int, checkpoint: bool, steps: int) -> dict[str, float]:
+    """As `measured`, of the step that Stage 3 makes at this level of the ImageNet scale, in float32."""
+    keep_freed_memory()
+    grid = spec.read(resources.folder("experiments") / "table1.yaml")
+    recipe = spec.load_scale(grid, "imagenet", planned=True).pagoda_model(level)
+    assert isinstance(recipe, Grow)
+    config = recipe.train.model_copy(update={"batch": batch, "precision": "fp32", "checkpoint": checkpoint, "accumulate": 1})
+    loss = recipe.loss.model_copy(update={"projected": recipe.loss.projected.model_copy(update={"weights": "random"})})
+    recipe = recipe.model_copy(update={"train": config, "loss": loss})
+    net = trained(level, recipe.train_from, "cpu")
+    look = ProjectedLook(build_eyes(loss.projected), augmented=loss.augment, eps=loss.eps)
+    judges = {"discriminator": judge_of(loss, None, 1000, 0)}
+    if loss.adversarial_rec:
+        judges["reconstructions"] = judge_of(loss, None, 1000, 1)
+    optimizers = {"generator": optimizer([p for p in net.parameters() if p.requires_grad], config)}
+    for name, judge in judges.items():
+        theirs = [p for p in judge.parameters() if p.requires_grad]
+        optimizers[name] = optimizer(theirs, config, loss.lr_discriminator, betas=loss.betas_discriminator)
+    stub: Any = Nothing(net.config.resolution)
+    generate = Frozen(net, train_start(net, recipe.train_from))
+    step = Step(recipe, net, generate, look, judges, optimizers, stub, stub, LossScale())
+    held, seconds = peak(), []
+    with checkpointed([net], config):
+        for index in range(1 + steps):
+            begin = time.process_time()
+            step(index, np.random.default_rng(index))
+            seconds.append(time.process_time() - begin)
+    return {"seconds": min(seconds[1:] or seconds), "peak": peak(), "held": held}
+
+
 def peak() -> float:
     """GB. On Linux `ru_maxrss` is in kilobytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -113,18 +177,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--checkpoint", action="store_true")
     parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--judges", action="store_true")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     train_from: TrainFrom = "new" if asked.train_from == "new" else int(asked.train_from)
     if asked.alone:
         torch.set_num_threads(1)
-        print(json.dumps(measured(asked.levels[0], train_from, asked.batch, asked.checkpoint, asked.steps)))
+        if asked.judges:
+            print(json.dumps(measured_whole(asked.levels[0], asked.batch, asked.checkpoint, asked.steps)))
+        else:
+            print(json.dumps(measured(asked.levels[0], train_from, asked.batch, asked.checkpoint, asked.steps)))
         return
     for level in asked.levels:
         found: dict[str, Any] = counted(level, train_from, asked.batch, asked.checkpoint)
         if asked.measure:
             # A process has one peak, so each level has a process.
-            own = ["--levels", str(level), "--alone", *(a for a in (arguments or sys.argv[1:]) if a == "--checkpoint")]
+            own = [
+                "--levels",
+                str(level),
+                "--alone",
+                *(a for a in (arguments or sys.argv[1:]) if a in ("--checkpoint", "--judges")),
+            ]
             own += ["--train-from", asked.train_from, "--batch", str(asked.batch), "--steps", str(asked.steps)]
             done = subprocess.run(
                 [sys.executable, "-m", "tests.bench_levels", *own], capture_output=True, text=True, check=True

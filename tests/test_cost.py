@@ -17,7 +17,7 @@ from pagoda_bench.nets.unet import UNet
 from pagoda_bench.pagoda.cost import cost_of, image_flops
 from pagoda_bench.recipes.data import EmbeddedData
 from pagoda_bench.recipes.losses import LossConfig
-from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, Pairs, TrainConfig, UNetConfig
+from pagoda_bench.recipes.stages import EDM, Distill, FeatureNet, Grow, Pairs, TeacherPairs, TrainConfig, UNetConfig
 
 NET = UNetConfig(resolution=8, channels=16, encoder=(1, 2), attention=(4,), grown_blocks=1)
 TRAIN = TrainConfig(steps=10, batch=4)
@@ -78,6 +78,14 @@ def test_costs_grow_with_steps_and_batch() -> None:
     fewer = cost_of(base.model_copy(update={"loss": loss.model_copy(update={"pairs_share": 0.5})}))
     assert fewer is not None
     assert fewer.flops == pytest.approx(0.75 * one.flops)
+    knowing = TEACHER.model_copy(update={"drop": 0.1})
+    samples = TeacherPairs(teacher=knowing, count=100, points=5, guidance=(0.0, 1.0))
+    pairs = PAIRS.model_copy(update={"teacher": knowing})
+    told, plain = cost_of(base.model_copy(update={"guided": samples, "pairs": pairs})), cost_of(samples)
+    assert told is not None
+    assert plain is not None
+    assert told.flops == pytest.approx(1.5 * one.flops, rel=1e-3)  # and the layer of w
+    assert plain.flops == pytest.approx(counted(UNet(NET), False) * 2 * 9 * 100)
     assert grown.parameters > one.parameters
     assert cost_of(features) is None
 

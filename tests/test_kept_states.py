@@ -21,8 +21,8 @@ def test_kept_states_are_made_in_the_precision_of_a_step(tmp_path: Path, monkeyp
     base, seen = Distill(pairs=PAIRS, features=FEATURES, train=SHORT), set()
     state = grow.Frozen._state
 
-    def watched(self: grow.Frozen, z: torch.Tensor, labels: torch.Tensor) -> Any:
-        made = state(self, z, labels)
+    def watched(self: grow.Frozen, z: torch.Tensor, labels: torch.Tensor, w: torch.Tensor | None = None) -> Any:
+        made = state(self, z, labels, w)
         seen.add((len(z), torch.is_autocast_enabled("cpu"), made.h.dtype))
         return made
 

@@ -48,6 +48,7 @@ def cost_of(recipe: Recipe) -> Cost | None:
     if isinstance(recipe, Pairs):
         net = _meta(recipe.teacher.net)
         each = evaluations(recipe.points, recipe.solver, inversion=not isinstance(recipe, TeacherPairs))
+        each *= 2 if isinstance(recipe, TeacherPairs) and recipe.guidance else 1
         rows = recipe.count * (2 if recipe.flip else 1)
         size = rows * 3 * recipe.teacher.net.resolution**2 * (2 if recipe.dtype == "float16" else 4)
         return Cost(recipe.title, 0, image_flops(net, trained=False) * each * rows, size, size)
@@ -59,23 +60,25 @@ def cost_of(recipe: Recipe) -> Cost | None:
             trained = set(trainable_keys(net, recipe.train_from))
             for name, parameter in net.named_parameters():
                 parameter.requires_grad_(name in trained)
-        step = step_flops(net, recipe.loss, start, recipe.net.output_resolution)
+        step = step_flops(net, recipe.loss, start, recipe.net.output_resolution, guided=recipe.guided is not None)
         flops = step * recipe.train.batch * recipe.train.steps
         return _trained(recipe.title, net, flops, recipe.train)
     return None
 
 
-def step_flops(net: UNet, loss: LossConfig, start: int, size: int) -> float:
-    """Of one fake in a step and the share of a pair that goes with it: the generator forward and backward for both; the
-    judges' backbones on estimate, target, fake and real, and backward to two images; the discriminators forward for the
-    generator and for themselves."""
+def step_flops(net: UNet, loss: LossConfig, start: int, size: int, guided: bool = False) -> float:
+    """Of one fake in a step and the share of a pair that goes with it (and, where guidance is learnt, of a guided sample): the
+    generator forward and backward for each; the judges' backbones on estimate, target, fake and real, and backward to two
+    images; the discriminators forward for the generator and for themselves."""
     share = loss.pairs_share
-    total = (1 + share) * image_flops(net, trained=True, start=start)
+    total = (1 + share * (1 + guided)) * image_flops(net, trained=True, start=start)
     if loss.features == "projected":
         # Of a fake and of a pair each: forward for two images, backward (to the image alone, as much again) for one; the
         # second discriminator's reconstructions and targets go through once more.
         passes = 3 + 3 * share * (2 if loss.adversarial_rec else 1)
         total += passes * sum(backbone_flops(kind, size) for kind in loss.projected.backbones)
+        if guided:  # L_dstl, at the teacher's size
+            total += 3 * share * sum(backbone_flops(kind, net.config.resolution) for kind in loss.projected.backbones)
     if loss.discriminator == "stylegan-xl":
         judges = 1 + (share if loss.adversarial_rec else 0)
         total += judges * 8 * judge_flops(len(loss.projected.backbones), size)
