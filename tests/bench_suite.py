@@ -28,7 +28,7 @@ from test_extractors import scrambled
 from pagoda_bench.metrics.evaluate import evaluate
 from pagoda_bench.metrics.extractors import load_extractor
 from pagoda_bench.metrics.extractors.clean import clean_resize
-from pagoda_bench.metrics.inputs import open_images
+from pagoda_bench.metrics.opening import open_images
 from pagoda_bench.metrics.settings import PROTOCOLS
 
 pytestmark = pytest.mark.slow

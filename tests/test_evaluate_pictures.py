@@ -23,7 +23,8 @@ from pagoda_bench.metrics.cas import classifier_accuracy, describe
 from pagoda_bench.metrics.evaluate import evaluate
 from pagoda_bench.metrics.extractors import Extractor
 from pagoda_bench.metrics.gather import Wanted, gather
-from pagoda_bench.metrics.inputs import Array, open_images
+from pagoda_bench.metrics.inputs import Array
+from pagoda_bench.metrics.opening import open_images
 from pagoda_bench.metrics.precision import in_both_precisions
 from pagoda_bench.metrics.score_schema import Score, differences, load
 from pagoda_bench.metrics.settings import PROTOCOLS

@@ -15,7 +15,8 @@ import pytest
 from image_files import encoded, folder_of, pixels_of, refusal, zip_of
 from PIL import Image
 
-from pagoda_bench.metrics.inputs import Crop, Stream, crop_lanczos, open_images
+from pagoda_bench.metrics.inputs import Crop, Stream, crop_lanczos
+from pagoda_bench.metrics.opening import open_images
 from pagoda_bench.metrics.statistics import Statistics, is_statistics, read_statistics, write_statistics
 from pagoda_bench.metrics.unpickle import read_pickle
 

@@ -28,8 +28,9 @@ from pagoda_bench.metrics.evaluate import evaluate
 from pagoda_bench.metrics.extractors import Extractor, load_extractor
 from pagoda_bench.metrics.gather import Gathered, Wanted, gather
 from pagoda_bench.metrics.generated import Generated, open_generator
-from pagoda_bench.metrics.inputs import Array, Part, Stream, open_images
+from pagoda_bench.metrics.inputs import Array, Part, Stream
 from pagoda_bench.metrics.looks import Looks, Seen, looks
+from pagoda_bench.metrics.opening import open_images
 from pagoda_bench.metrics.score_schema import load
 from pagoda_bench.metrics.workers import Workers, device_of
 

@@ -49,7 +49,8 @@ def stats(
         raise UserError(f"--out {out}: name an .npz file in a folder that is there")
     from pagoda_bench.metrics.extractors import load_extractor
     from pagoda_bench.metrics.gather import Wanted, gather
-    from pagoda_bench.metrics.inputs import Crop, open_images
+    from pagoda_bench.metrics.inputs import Crop
+    from pagoda_bench.metrics.opening import open_images
     from pagoda_bench.metrics.statistics import Statistics, write_statistics
     from pagoda_bench.metrics.workers import Workers
 

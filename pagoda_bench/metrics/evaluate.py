@@ -23,8 +23,9 @@ from pagoda_bench.metrics.compute import Reference
 from pagoda_bench.metrics.extractors import load_extractor
 from pagoda_bench.metrics.extractors.base import Extractor, Precision
 from pagoda_bench.metrics.gather import BATCH, Gathered, Wanted, cached, gather
-from pagoda_bench.metrics.inputs import Crop, Stream, open_images
+from pagoda_bench.metrics.inputs import Crop, Stream
 from pagoda_bench.metrics.moments import Moments
+from pagoda_bench.metrics.opening import open_images
 from pagoda_bench.metrics.protocol import Protocol
 from pagoda_bench.metrics.score_schema import Score
 from pagoda_bench.metrics.statistics import StatisticsFile, is_statistics, read_statistics

@@ -238,23 +238,3 @@ def check_layout(shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> No
         raise UserError(f"{where} has {shape[3]} channels, shape {shape}, and must be (N, H, W, 3): {hint}")
     if not shape[1] or not shape[2]:
         raise UserError(f"{where} has images without pixels, shape {shape}")
-
-
-def open_images(value: Any, crop: Crop | None = None) -> Stream:
-    """The stream of a path (folder, zip, tar, npz, npy, parquet), of an array, or `value` itself when it is a stream."""
-    if isinstance(value, Stream):
-        return value
-    if isinstance(value, np.ndarray):
-        return Array(value)
-    if not isinstance(value, (str, os.PathLike)):
-        raise UserError(f"images must be a path or a uint8 array (N, H, W, 3), not {type(value).__name__}")
-    from pagoda_bench.metrics import archives
-
-    path = Path(value).expanduser()
-    name = path.name.lower()
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give a folder, zip, tar, npz, npy or parquet file of images")
-    for suffixes, opener in archives.BY_SUFFIX.items():
-        if name.endswith(suffixes):
-            return opener(path, crop)
-    return Files(path, crop)

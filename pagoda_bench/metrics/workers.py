@@ -31,8 +31,9 @@ import torch
 from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.extractors import load_extractor
 from pagoda_bench.metrics.extractors.base import Extractor, Origin
-from pagoda_bench.metrics.inputs import Array, Part, Stream, open_images
+from pagoda_bench.metrics.inputs import Array, Part, Stream
 from pagoda_bench.metrics.looks import Captions, Seen, Wanted, looks
+from pagoda_bench.metrics.opening import open_images
 
 AHEAD = 4  # batches of one worker that wait here for those of slower ones
 GRACE = 5.0  # seconds for a process to end
