@@ -7,10 +7,9 @@ from typing import Any
 import torch
 
 from pagoda_bench.diffusion.edm import one_step
-from pagoda_bench.nets.features import load_half
 from pagoda_bench.pagoda.adversarial import fit
 from pagoda_bench.recipes.stages import Distill
-from pagoda_bench.training.building import build, shapes
+from pagoda_bench.training.building import build, weights
 from pagoda_bench.training.distributed import group
 
 
@@ -22,9 +21,6 @@ def run(recipe: Distill, ctx: Any) -> None:
 def _run(recipe: Distill, ctx: Any) -> None:
     torch.manual_seed(recipe.seed)
     net, values = build(recipe.net, recipe.train.shard)
-    path = ctx.input(recipe.pairs.teacher) / "model.safetensors"
-    net.load_state_dict(load_half(path) if values is None else shapes(path))
-    if values is not None:
-        values.take(path, net.state_dict())
+    net.load_state_dict(weights(ctx.input(recipe.pairs.teacher) / "model.safetensors", values))
     net.train()
     fit(recipe, net, lambda z, labels, rows=None: one_step(net, z, labels), ctx, values=values)
