@@ -16,6 +16,7 @@ from pagoda_bench.training import building, parallel
 
 BASE = UNetConfig(resolution=8, channels=16, encoder=(1, 2), attention=(4, 8), grown_blocks=1)
 GROWN = BASE.model_copy(update={"decoder": (1, 1, 2)})
+WIDE = BASE.model_copy(update={"decoder": (2, 1, 2)})  # its head is no longer the base's
 TALL = BASE.model_copy(update={"patch": 2, "encoder": (1, 1, 2), "resolution": 16, "attention": (4,)})
 
 
@@ -62,19 +63,20 @@ def test_initial_values_are_those_of_a_network_built_whole(config: UNetConfig) -
     same(filled(net, values), whole.state_dict())
 
 
-def test_a_grown_network_has_the_tensors_of_the_file_and_its_own_new_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [GROWN, WIDE], ids=["other names", "other shapes too"])
+def test_a_grown_network_has_the_tensors_of_the_file_and_its_own_new_ones(config: UNetConfig, tmp_path: Path) -> None:
     torch.manual_seed(1)
     save_half({k: v + 0.1 * torch.randn_like(v) for k, v in UNet(BASE).state_dict().items()}, tmp_path / "model.safetensors")
     held = load_half(tmp_path / "model.safetensors")
-    assert {k: v.shape for k, v in building.shapes(tmp_path / "model.safetensors").items()} == {
-        k: v.shape for k, v in held.items()
-    }
-    whole = seeded(GROWN)
+    whole = seeded(config)
     fresh = grow(held, whole, train_from="new")
-    net, values = unbuilt(GROWN)
-    assert grow(building.shapes(tmp_path / "model.safetensors"), net, train_from="new") == fresh
-    values.take(tmp_path / "model.safetensors", net.state_dict().keys() - set(fresh))
+    net, values = unbuilt(config)
+    base = building.weights(tmp_path / "model.safetensors", values)
+    assert {k: (v.shape, v.dtype) for k, v in base.items()} == {k: (v.shape, v.dtype) for k, v in held.items()}
+    assert grow(base, net, train_from="new") == fresh
+    assert bool(set(fresh) & held.keys()) == (config is WIDE)
     assert fresh
+    assert values.files.keys() == net.state_dict().keys() - set(fresh)
     same(filled(net, values), whole.state_dict())
 
 
@@ -82,18 +84,20 @@ def test_where_all_comes_from_a_file_nothing_is_drawn(tmp_path: Path, monkeypatc
     torch.manual_seed(1)
     save_half(UNet(BASE).state_dict(), tmp_path / "model.safetensors")
     net, values = unbuilt(BASE)
-    values.take(tmp_path / "model.safetensors", net.state_dict())
+    net.load_state_dict(building.weights(tmp_path / "model.safetensors", values))
     monkeypatch.setattr(torch, "set_rng_state", lambda state: pytest.fail("drawn"))
     net.to_empty(device="cpu")
     values(net)
     same(net.state_dict(), load_half(tmp_path / "model.safetensors"))
 
 
-def test_alone_or_not_to_be_sharded_a_network_is_built_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alone_or_not_to_be_sharded_a_network_is_built_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(5)
     net, values = building.build(BASE, False)
     assert values is None
     same(net.state_dict(), seeded(BASE).state_dict())
+    save_half(net.state_dict(), tmp_path / "model.safetensors")
+    same(building.weights(tmp_path / "model.safetensors", values), load_half(tmp_path / "model.safetensors"))
     monkeypatch.setattr(parallel, "world", lambda: 1)
     assert building.build(BASE, True)[1] is None
 

@@ -340,3 +340,5 @@ def test_a_training_held_to_the_work_of_a_chain_is_scaled_by_its_part_of_it(
     (tmp_path / "work.json").write_text('{"flops": 800}')
     monkeypatch.setattr(store, "find", lambda recipe: SimpleNamespace(path=tmp_path) if recipe is match else None)
     assert estimator.estimate(wanted) == Estimate(30.0, 300.0, exact=False)  # type: ignore[arg-type]
+    (tmp_path / "work.json").write_text('{"flops": 8')
+    assert estimator.estimate(wanted) == Estimate(60.0, 600.0, exact=False)  # type: ignore[arg-type]

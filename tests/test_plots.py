@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -159,3 +160,31 @@ def test_many_rows_are_shown_on_several_pages_below_the_real_images_of_their_siz
         ["real 8", "real 64", *"89", *map(str, range(10, 16))],
         ["real 64", *map(str, range(16, 20))],
     ]
+
+
+@pytest.mark.parametrize("noise", [255, 24])
+def test_no_page_of_a_long_table_is_larger_than_a_repository_keeps_and_none_is_shorter_than_need_be(noise: int) -> None:
+    """Noisy images can hardly be compressed: a page has fewer of them, and yet as many as fit."""
+    random = np.random.default_rng(0)
+
+    def row(label: str, side: int, strength: int, real: bool = False) -> Samples:
+        images = random.integers(0, strength, (10, side, side, 3), np.uint8, endpoint=True)
+        return Samples(label=label, images=images, group=label, real=real, note="8 evaluations")
+
+    real = [row("Real images", 8, noise, True), row("Real images", 64, noise, True)]
+    methods = [row(f"Method {i}", 8 if i < 4 else 64, noise) for i in range(14)]
+    pages = grids.pages([*real, *methods])
+    assert [id(r) for page in pages for r in page if not r.real] == [id(m) for m in methods]
+
+    def size(page: list[Samples]) -> int:
+        figure = grids.sample_grid(page, ["disc on dark"] * 10, "Uncurated: the first sample of each class.")
+        assert figure is not None
+        return len(style.files(figure)["png"])
+
+    lengths = [sum(not r.real for r in page) for page in pages]
+    assert len(set(lengths[1:-1])) == 1
+    assert lengths[1] < grids.MANY
+    for page, after in pairwise(pages):
+        assert size(page) < 460_000
+        assert size([*page, next(r for r in after if not r.real)]) > 440_000
+    assert size(pages[-1]) < 460_000

@@ -91,6 +91,15 @@ def test_unrecorded_flops_are_an_error(store: Store) -> None:
         provenance.total_flops(store, ToySum(parts=(Toy(),)))
 
 
+@pytest.mark.parametrize("text", [None, '{"flops": 8', "[8]", '{"stages": {}}', '{"flops": null}'])
+def test_work_that_cannot_be_read_is_refused(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "work.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        provenance.counted_work(tmp_path)
+    assert str(error.value) == f"{tmp_path} has no readable work.json: make it again"
+
+
 def test_an_exception_publishes_nothing_and_keeps_the_work(store: Store) -> None:
     def fail() -> None:
         with store.making(Toy()) as context:

@@ -130,6 +130,7 @@ def test_set_changes_one_place_of_a_value_that_the_file_gives_to_several() -> No
         ("embedded", ["base.low=1"], "is a single value"),
         ("embedded", ["seed"], "write it as key=value"),
         ("embedded", ["seed=[1"], "not a YAML value"),
+        ("embedded", ["seed=&a [*a]"], "--set seed=&a [*a]: a value contains itself"),
         ("embedded", ["grown=[16, 48, 64]"], "must double"),
         ("embedded", ["grown=[16]"], "3 entries for 1"),
         ("embedded", ["teacher.net.resolution=16"], "the scale needs 8"),

@@ -113,7 +113,7 @@ def _pipeline(found: dict[str, Any], config: DiTPublished) -> Any:
     """diffusers' own reading, on the noise of the same generators."""
     import diffusers
 
-    pipeline = diffusers.DiTPipeline(found["transformer"], found["vae"], found["scheduler"])
+    pipeline: Any = diffusers.DiTPipeline(found["transformer"], found["vae"], found["scheduler"])
     pipeline.set_progress_bar_config(disable=True)
 
     def draw(batch: Draw) -> Tensor:

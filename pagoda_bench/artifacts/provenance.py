@@ -19,6 +19,7 @@ import pagoda_bench
 from pagoda_bench.artifacts.checkpoint import read_json, write_json
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Recipe, walk
+from pagoda_bench.recipes.work import PAYLOAD
 
 if TYPE_CHECKING:
     from pagoda_bench.artifacts.store import Artifact, Store
@@ -69,6 +70,15 @@ class Attempt:
         self._beaten = time.monotonic()
         with suppress(OSError):  # a clock must not end the work; a full disk shows at the next checkpoint
             write_json(self._file, {"session": self.session, "attempts": self.all()})
+
+
+def counted_work(folder: Path) -> float:
+    """Training work of a whole chain in floating-point operations, as the artifact of a `Work` in `folder` has it; `UserError`
+    where that cannot be read."""
+    found = read_json(folder / PAYLOAD)
+    if not isinstance(found, dict) or not isinstance(flops := found.get("flops"), (int, float)):
+        raise UserError(f"{folder} has no readable {PAYLOAD}: make it again")
+    return float(flops)
 
 
 def describe(recipe: Recipe, facts: dict[str, Any], attempt: Attempt, inputs: dict[str, Artifact]) -> dict[str, Any]:

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pagoda_bench.diffusion.edm import one_step
-from pagoda_bench.nets.features import load_half
 from pagoda_bench.pagoda.adversarial import fit
 from pagoda_bench.recipes.stages import Distill
-from pagoda_bench.training.building import build, shapes
+from pagoda_bench.training.building import build, weights
 from pagoda_bench.training.distributed import group
 
 
@@ -26,11 +25,7 @@ def run(recipe: Distill, ctx: Any) -> None:
 def _run(recipe: Distill, ctx: Any) -> None:
     torch.manual_seed(recipe.seed)
     net, values = build(recipe.net, recipe.train.shard)
-    path = ctx.input(recipe.pairs.teacher) / "model.safetensors"
-    teacher = load_half(path) if values is None else shapes(path)
-    net.start_from(teacher)
-    if values is not None:
-        values.take(path, teacher.keys())
+    net.start_from(weights(ctx.input(recipe.pairs.teacher) / "model.safetensors", values))
     net.train()
 
     def generate(z: Tensor, labels: Tensor, rows: NDArray[np.int64] | None = None, w: Tensor | None = None) -> Tensor:

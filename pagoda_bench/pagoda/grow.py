@@ -14,14 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pagoda_bench.diffusion.edm import SIGMA_MAX, preconditioning
 from pagoda_bench.errors import UserError
-from pagoda_bench.nets.features import load_half
 from pagoda_bench.nets.growth import grow, train_start, trainable_keys
 from pagoda_bench.nets.unet import Hidden, UNet
 from pagoda_bench.nets.winograd import winograd
 from pagoda_bench.pagoda.adversarial import fit
 from pagoda_bench.pagoda.sources import Source
 from pagoda_bench.recipes.stages import Grow
-from pagoda_bench.training.building import build, shapes
+from pagoda_bench.training.building import build, weights
 from pagoda_bench.training.distributed import group
 
 ROWS = 64  # latents that go through the frozen part at once when their states are kept
@@ -76,10 +75,7 @@ def run(recipe: Grow, ctx: Any) -> None:
 def _run(recipe: Grow, ctx: Any) -> None:
     torch.manual_seed(recipe.seed)
     net, values = build(recipe.net, recipe.train.shard)
-    path = ctx.input(recipe.base) / "model.safetensors"
-    fresh = grow(load_half(path) if values is None else shapes(path), net, train_from=recipe.train_from)
-    if values is not None:
-        values.take(path, net.state_dict().keys() - set(fresh))
+    fresh = grow(weights(ctx.input(recipe.base) / "model.safetensors", values), net, train_from=recipe.train_from)
     trained = set(trainable_keys(net, recipe.train_from))
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name in trained)

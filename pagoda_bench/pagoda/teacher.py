@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pagoda_bench.artifacts.checkpoint import read_json
-from pagoda_bench.artifacts.provenance import FLOPS, UPSTREAM_FLOPS
+from pagoda_bench.artifacts.provenance import FLOPS, UPSTREAM_FLOPS, counted_work
 from pagoda_bench.data import open_dataset
 from pagoda_bench.diffusion.edm import (
     SIGMA_MAX,
@@ -28,7 +27,7 @@ from pagoda_bench.nets.features import from_network, to_network
 from pagoda_bench.nets.unet import NO_LABEL, UNet
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.stages import EDM, FeatureNet
-from pagoda_bench.recipes.work import PAYLOAD, Work
+from pagoda_bench.recipes.work import Work
 from pagoda_bench.sampling.noise import noise
 from pagoda_bench.training import parallel
 from pagoda_bench.training.averages import averaged, averages, save_averages
@@ -113,10 +112,7 @@ def upstream_work(recipe: Recipe, ctx: Any) -> float:
     """Counted training work of `recipe` and everything upstream of it, each artifact once; the feature network, which judges
     all rows alike, is not part of it. Of a `Work`, that of the chain which it counted."""
     if isinstance(recipe, Work):
-        found = read_json(ctx.input(recipe) / PAYLOAD)
-        if not isinstance(found, dict):
-            raise UserError(f"{ctx.input(recipe)} has no readable {PAYLOAD}: make it again")
-        return float(found["flops"])
+        return counted_work(ctx.input(recipe))
     provenance = ctx.provenance(recipe)
     parts = {**provenance[UPSTREAM_FLOPS], recipe.kind: provenance.get(FLOPS)}
     if unknown := sorted(name for name, flops in parts.items() if flops is None):

@@ -10,13 +10,13 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from pagoda_bench.artifacts.checkpoint import read_json, save_atomic
-from pagoda_bench.artifacts.provenance import FLOPS
+from pagoda_bench.artifacts.provenance import FLOPS, counted_work
 from pagoda_bench.artifacts.store import Artifact, Store
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Recipe, walk
 from pagoda_bench.recipes.data import DataConfig
 from pagoda_bench.recipes.trained import trained_upstream
-from pagoda_bench.recipes.work import PAYLOAD, Work
+from pagoda_bench.recipes.work import Work
 
 TIMES = "times.json"
 """In a released store: what all stages took where it was made, those included whose artifacts are not given away."""
@@ -116,10 +116,12 @@ class Estimator:
         one of these is not known."""
         match = getattr(recipe, "match", None)
         found = self._store.find(match) if isinstance(match, Work) else None
-        chain = read_json(found.path / PAYLOAD) if found else None
-        if not isinstance(chain, dict):
+        if found is None:
             return None
-        left = float(getattr(recipe, "share", 1.0)) * float(chain["flops"])
+        try:
+            left = float(getattr(recipe, "share", 1.0)) * counted_work(found.path)
+        except UserError:  # the stage that needs it will say so; a plan can do without
+            return None
         for parent in trained_upstream(recipe):
             before = self.estimate(parent)
             if before is None or before.flops is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,8 +23,10 @@ from pagoda_bench.tables.style import DPI, STYLE
 
 TILE = 0.58  # inches that one sample takes, whatever its resolution
 GREY = "#666666"
-PAGE = 12  # rows in a figure; of more, every figure but the last has MANY
+PAGE = 12  # rows in a figure; of more, every figure has at most MANY below the real images, and about BYTES as a PNG
 MANY = 8
+BYTES = 450_000  # a file of a repository should stay below 500 KB, and what a page takes is known to some percent
+TEXT = 4_000  # bytes of a row's words, of the classes, or of the caption
 LABEL, LETTER = 1.75, 0.07  # inches for the labels at the left, at least; of a letter of theirs
 
 
@@ -40,13 +43,34 @@ class Samples:
 
 
 def pages(rows: Sequence[Samples]) -> list[list[Samples]]:
-    """The rows of each figure: all in one where that can be read at a glance, else a few in each, below the real images of
-    their resolutions."""
+    """The rows of each figure: all in one where that can be read at a glance; else as many in each as the limits allow, and at
+    least one, below the real images of their resolutions."""
     if len(rows) <= PAGE:
         return [list(rows)]
     real, methods = [r for r in rows if r.real], [r for r in rows if not r.real]
-    parts = [methods[i : i + MANY] for i in range(0, len(methods), MANY)]
-    return [[r for r in real if r.images.shape[1] in {m.images.shape[1] for m in part}] + part for part in parts]
+    side = max(row.images.shape[1] for row in rows)
+    weights = {id(row): _weight(row, side) for row in rows}
+
+    def page(part: Sequence[Samples]) -> list[Samples]:
+        return [r for r in real if r.images.shape[1] in {m.images.shape[1] for m in part}] + list(part)
+
+    parts = [[methods[0]]] if methods else []
+    for method in methods[1:]:
+        longer = [*parts[-1], method]
+        if len(longer) <= MANY and sum(weights[id(r)] for r in page(longer)) + 2 * TEXT <= BYTES:
+            parts[-1] = longer
+        else:
+            parts.append([method])
+    return [page(part) for part in parts]
+
+
+def _weight(row: Samples, side: int) -> int:
+    """Bytes of a PNG that a row takes in a figure whose largest images have `side` px: noisy images are not compressed much."""
+    strip = _strip(row.images, len(row.images), side)
+    times = _times(side)
+    buffer = io.BytesIO()
+    Image.fromarray(strip.repeat(times, axis=0).repeat(times, axis=1)).save(buffer, format="PNG")
+    return len(buffer.getvalue()) + TEXT
 
 
 def sample_grid(rows: Sequence[Samples], classes: Sequence[str], caption: str) -> Figure | None:
@@ -60,10 +84,9 @@ def sample_grid(rows: Sequence[Samples], classes: Sequence[str], caption: str) -
     label = max(LABEL, LETTER * max(len(row.label) for row in rows) + 0.15)
     width = label + columns * TILE + 0.08
     height = top + bottom + len(rows) * TILE + (len(rows) - 1) * between + sum(gaps)
-    pixels = side + 2 * _edge(side)
+    dots = (side + 2 * _edge(side)) * _times(side)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        # As many dots as the largest tile has pixels, or a multiple: nothing is resampled.
-        figure = Figure(figsize=(width, height), dpi=pixels * max(1, round(DPI * TILE / pixels)) / TILE)
+        figure = Figure(figsize=(width, height), dpi=dots / TILE)
         y = height - top
         for row, gap in zip(rows, gaps, strict=True):
             y -= gap + TILE
@@ -94,6 +117,11 @@ def _strip(images: NDArray[np.uint8], columns: int, side: int) -> NDArray[np.uin
         left = i * (tile + 2 * edge) + edge
         strip[edge : edge + tile, left : left + tile] = image
     return strip
+
+
+def _times(side: int) -> int:
+    """How often a figure repeats each pixel of its largest tiles, whole times so that nothing is resampled."""
+    return max(1, round(DPI * TILE / (side + 2 * _edge(side))))
 
 
 def _edge(tile: int) -> int:

@@ -21,7 +21,7 @@ from pagoda_bench.recipes.base import Config
 from pagoda_bench.recipes.data import DataConfig, ImageData, PreparedData
 from pagoda_bench.recipes.scores import Score
 from pagoda_bench.recipes.stages import Generator
-from pagoda_bench.recipes.values import merged, read_yaml
+from pagoda_bench.recipes.values import merged, parse_yaml, read_yaml
 from pagoda_bench.tables import methods
 from pagoda_bench.tables.cells import DIRECTIONS
 from pagoda_bench.tables.lines import COLUMNS, PlotSpec, RowSpec
@@ -247,7 +247,7 @@ def _assign(values: dict[str, Any], text: str, name: str) -> None:
     if not sign or not path:
         raise UserError(f"--set {text}: write it as key=value, e.g. --set teacher.train.steps=100")
     try:
-        value = yaml.safe_load(raw)
+        value = parse_yaml(raw, f"--set {text}")
     except yaml.YAMLError:
         raise UserError(f"--set {text}: '{raw}' is not a YAML value") from None
     *parents, last = path.strip().split(".")

@@ -7,7 +7,7 @@ network that was built whole from the same seed, bit by bit, and no process ever
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pagoda_bench.nets.features import load_half
 from pagoda_bench.nets.unet import UNet
 from pagoda_bench.recipes.stages import UNetConfig
 from pagoda_bench.training import parallel
@@ -53,9 +54,10 @@ class Values:
         for _ in self._drawn():
             pass
 
-    def take(self, path: Path, names: Collection[str]) -> None:
-        """Tensors of these names come from a file that `save_half` wrote."""
-        self.files |= dict.fromkeys(names, path)
+    def take(self, path: Path, found: Mapping[str, Tensor]) -> None:
+        """Tensors come from a file that `save_half` wrote, where `found`, its tensors, has their name and shape."""
+        shapes = {name: shape for name, shape, *_ in self.fills}
+        self.files |= {name: path for name, value in found.items() if shapes.get(name) == value.shape}
 
     def _drawn(self) -> Iterator[tuple[str, Tensor]]:
         """Every fill in turn: the name of its tensor, and the values. The last one of a name is what the tensor holds."""
@@ -87,7 +89,12 @@ def build(config: UNetConfig, shard: bool) -> tuple[UNet, Values | None]:
     return net, Values(net, noted)
 
 
-def shapes(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, float32, on the meta device: names and shapes alone."""
+def weights(path: Path, values: Values | None) -> dict[str, Tensor]:
+    """The tensors of a file that `save_half` wrote, float32, for a network of `build` to start from. For one without memory
+    they are on the meta device, names and shapes alone, and `values` takes those that fit."""
+    if values is None:
+        return load_half(path)
     with safe_open(path, framework="pt") as file:
-        return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
+        found = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
+    values.take(path, found)
+    return found
