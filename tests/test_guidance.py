@@ -277,6 +277,13 @@ def test_the_protocol_of_a_score_names_the_guidance(store: Store) -> None:
     assert said == ["none", "classifier-free, w=1.5"]
 
 
+def test_a_released_generator_is_not_taught(tmp_path: Path) -> None:
+    grid = spec.read(resources.folder("experiments") / "guidance.yaml")
+    scale = spec.load_scale(grid, "embedded", ["distill.released=recipe.json"])
+    with pytest.raises(UserError, match="learns no guidance here"):
+        scale.distilled()
+
+
 def test_rows_of_the_experiment_share_their_models() -> None:
     grid = spec.read(resources.folder("experiments") / "guidance.yaml")
     rows = {row.id: row for row in spec.build(grid, spec.load_scale(grid, "embedded")).rows}

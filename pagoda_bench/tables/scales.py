@@ -131,6 +131,10 @@ class Scale(Config):
         and the rest of the section is for nothing."""
         pairs = Pairs.load({"seed": self.seed, **self.pairs, "teacher": self.teacher_model()}, self._where("pairs"))
         if (path := self.distill.get("released")) is not None:
+            if self.guided:
+                raise UserError(
+                    f"{self._where('guided')}: a released generator learns no guidance here: leave the section away"
+                )
             return self._released_generator(Path(str(path)), self.base, pairs, "distill")
         section = {"seed": self.seed, **self.distill, "pairs": pairs, "features": self.looked_through()}
         if self.guided:
