@@ -57,11 +57,14 @@ def series(cells: Sequence[Cell]) -> tuple[list[Series], list[Cell]]:
 
 
 def distance_by_resolution(cells: Sequence[Cell]) -> Figure | None:
-    """Fréchet distance of every method over resolution, logarithmic, above the noise floor; None without any distance."""
+    """Fréchet distance of every method over resolution, logarithmic, above the noise floor; None without any distance, and
+    when several methods stand at one resolution: that axis would tell nothing apart."""
     methods, real = series(cells)
     if not methods:
         return None
     resolutions = sorted({c.resolution for m in methods for c in m.points} | {c.resolution for c in real})
+    if len(resolutions) == 1 and len(methods) > 1:
+        return None
     ends = [(m.points[-1], m.label, m.colour) for m in methods]
     ends += [(real[-1], "Real images:\nnoise floor", FLOOR_COLOUR)] if real else []
     last = [(c, _named(t, c), colour) for c, t, colour in ends if c.resolution == resolutions[-1]]
