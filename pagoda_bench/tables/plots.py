@@ -19,7 +19,7 @@ from pagoda_bench.tables.cells import DISTANCE, Cell, values
 from pagoda_bench.tables.render import REAL
 from pagoda_bench.tables.style import STYLE
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # one more than the markers
 MARKERS = ("o", "s", "^", "D", "v", "P")
 FLOOR_COLOUR = "#666666"
 HEIGHT, TALL = 3.5, 0.825  # inches of a figure, and the part of them that its axes take
