@@ -158,6 +158,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert all(torch.equal(v, weights(last)[k]) for k, v in weights(whole).items())
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_checkpoint_takes_the_place_of_no_whole_one(keep: int, tmp_path: Path) -> None:
+    """Training goes on below it, so for a while the damaged one is of the latest step."""
+    for step in (1, 2):
+        checkpoints.save(tmp_path, {"step": step}, keep=2)
+    checkpoints.path_of(tmp_path, 2).write_bytes(b"cut")
+    checkpoints.path_of(tmp_path, 5).write_bytes(b"cut")
+    checkpoints.save(tmp_path, {"step": 3}, keep, best=1)
+    checkpoints.save(tmp_path, {"step": 4}, keep, best=1)
+    expected = [4, 3, 1] if keep == 2 else [4, 1]
+    assert [int(path.stem[-8:]) for path in checkpoints.saved(tmp_path)] == expected
+    state = checkpoints.newest(tmp_path)
+    assert state is not None
+    assert state["step"] == 4
+
+
 def test_only_the_last_checkpoints_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
     interrupted(tmp_path, 9, keep=3)

@@ -34,7 +34,10 @@ def part_of(folder: Path, step: int, rank: int, processes: int) -> Path:
 
 def save(folder: Path, state: dict[str, Any], keep: int, best: int = 0) -> None:
     """Writes `state` (with its "step") atomically and removes all but the newest `keep`, and the one of step `best`. Every
-    process calls it; where nothing is sharded, the first one writes."""
+    process calls it; where nothing is sharded, the first one writes.
+
+    One of a later step is damaged, or training would have gone on from it: it goes too, and takes the place of none that is
+    whole."""
     rest, own = sharding.divided(state)
     processes = parallel.world()
     if own:  # in all processes alike
@@ -43,8 +46,10 @@ def save(folder: Path, state: dict[str, Any], keep: int, best: int = 0) -> None:
         rest["parts"] = processes
     if parallel.rank():
         return
-    _write(path_of(folder, state["step"]), rest)
-    kept = [*saved(folder)[: max(1, keep)], path_of(folder, best)]
+    newest = path_of(folder, state["step"])
+    _write(newest, rest)
+    whole = [path for path in saved(folder) if path.name <= newest.name or path.name == OLD]
+    kept = [*whole[: max(1, keep)], path_of(folder, best)]
     for old in saved(folder):
         if old not in kept:
             old.unlink(missing_ok=True)
