@@ -123,6 +123,15 @@ def test_a_skipped_step_leaves_weights_and_averages(tmp_path: Path) -> None:
     assert all(torch.equal(v, weights(good)[k]) for k, v in weights(bad).items())
 
 
+@pytest.mark.parametrize("kind", ["adam", "radam"])
+def test_a_rate_of_zero_is_not_the_recipes(kind: str) -> None:
+    """As of a discriminator that is to stand still (loss.lr_discriminator 0)."""
+    config = TrainConfig.model_validate({"steps": 1, "lr": 0.5, "optimizer": kind})
+    parameter = nn.Parameter(torch.ones(1))
+    assert optimizer([parameter], config, 0.0).param_groups[0]["lr"] == 0
+    assert optimizer([parameter], config).param_groups[0]["lr"] == 0.5
+
+
 def interrupted(folder: Path, at: int, keep: int = 2) -> None:
     with pytest.raises(Stop):
         train(task(fail_at=at), TrainConfig(steps=12, warmup=3, keep=keep), 7, context(folder))

@@ -99,4 +99,5 @@ def optimizer(
     # One kernel for all tensors, or at least few: PyTorch has no fused RAdam, and its fused ones take no parts of tensors.
     fused = config.optimizer != "radam" and not any_sharded(parameters)
     how = {"fused": True} if fused else {"foreach": True}
-    return kinds[config.optimizer](parameters, lr=lr or config.lr, betas=betas or config.betas, weight_decay=0.0, **how)
+    rate = config.lr if lr is None else lr  # 0 is a rate too: what has it stands still
+    return kinds[config.optimizer](parameters, lr=rate, betas=betas or config.betas, weight_decay=0.0, **how)
