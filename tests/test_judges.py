@@ -76,6 +76,18 @@ def test_a_part_of_the_features_is_kept_and_the_moments_are_of_all(tmp_path: Pat
     np.testing.assert_allclose(moments["covariance"], np.cov(features.astype(np.float64).T), rtol=1e-9, atol=1e-12)
 
 
+def test_the_distance_is_to_all_of_the_reference_however_few_features_are_kept(
+    tmp_path: Path, trained: dict[str, Path]
+) -> None:
+    generated = np.random.default_rng(0).normal(size=(20, 128)).astype(np.float32)
+    found = {}
+    for keep in (None, 70):
+        ctx = context(tmp_path, trained, str(keep))
+        stages.reference(Reference(data=DATA, features=NET, resolution=8, n=150, keep=keep), ctx)
+        found[keep] = stages._frechet(ctx.out, np.load(ctx.out / "features.npy"), generated)
+    assert found[70] == pytest.approx(found[None], rel=1e-9)
+
+
 def test_all_of_a_split_with_unequal_classes(tmp_path: Path, trained: dict[str, Path]) -> None:
     """18 images, 5 to 7 a class: they cannot take turns to the end, and yet each is there once."""
     store = tmp_path / "store"

@@ -236,11 +236,12 @@ def _join(parts: list[Samples]) -> Samples:
 
 
 def _frechet(folder: Path, real: Features, generated: Features) -> float:
-    if max(len(real), len(generated)) <= real.shape[1]:
-        return frechet_from_features(real, generated)
-    found = Moments(generated.shape[1])
-    found.add(generated)
     with np.load(folder / "moments.npz") as moments:
+        # The short way asks for all features of the reference. Where few were kept (`Reference.keep`), the moments are of all.
+        if max(int(moments["n"]), len(generated)) <= real.shape[1]:
+            return frechet_from_features(real, generated)
+        found = Moments(generated.shape[1])
+        found.add(generated)
         return frechet_distance(moments["mean"], moments["covariance"], found.mean, found.covariance)
 
 
