@@ -102,6 +102,16 @@ def test_labels_come_from_folders_npz_and_webdataset(tmp_path: Path) -> None:
     assert batch.labels.tolist() == list(range(6, -1, -1))
 
 
+def test_folders_named_by_numbers_are_the_labels_of_these_numbers(tmp_path: Path) -> None:
+    """As in an npz or of a generator, which they are held against by class; by name, 10 would come before 2."""
+    folder_of(tmp_path / "a", {f"{label}/1.png": encoded(IMAGES[label % 7]) for label in range(12)})
+    (batch,) = open_images(tmp_path / "a").batches(99)
+    assert batch.labels is not None
+    assert sorted(batch.labels.tolist()) == list(range(12))
+    for label, image in zip(batch.labels.tolist(), batch.images, strict=True):
+        np.testing.assert_array_equal(image, IMAGES[label % 7])
+
+
 def test_a_digest_is_of_the_content_and_of_the_crop(tmp_path: Path) -> None:
     folder_of(tmp_path / "a", files())
     folder_of(tmp_path / "b", files())

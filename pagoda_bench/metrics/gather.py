@@ -30,6 +30,7 @@ __all__ = ["BATCH", "Feature", "Gathered", "Wanted", "cached", "gather", "merge"
 
 Progress = Callable[[int, int], None]
 BATCH = 64  # always the same: float32 networks round differently at another batch size
+LABELS = 2  # by which rule a source numbers its classes: labels lie in the cache beside the features
 MEMORY_LIMIT = 4 << 30  # of the features that are kept, over all; beyond it they lie in files
 
 
@@ -153,7 +154,7 @@ def cached(
 
     def path(feature: Feature, suffix: str) -> Path:
         extractor = extractors[feature[0]]
-        fields = {**identity, **extractor.protocol, "feature": feature[1], "device": extractor.device.type}
+        fields = {**identity, **extractor.protocol, "feature": feature[1], "device": extractor.device.type, "labels": LABELS}
         return folder / f"{hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]}{suffix}"
 
     found = Gathered(int(identity["n"]), (0, 0))

@@ -21,6 +21,7 @@ from PIL import Image
 
 from pagoda_bench.data.containers import BadFile, BadFiles, open_source
 from pagoda_bench.data.decode import decode, decoding
+from pagoda_bench.data.layout import sort_classes
 from pagoda_bench.data.resize import CROPS, center_crop_box
 from pagoda_bench.errors import UserError, nearest
 
@@ -161,7 +162,8 @@ class Array(Stream):
 
 
 class Files(Stream):
-    """Image files of a folder or a zip, sorted by name. Where every file lies in a folder, the top folders are the classes."""
+    """Image files of a folder or a zip, sorted by name. Where every file lies in a folder, the top folders are the classes, in
+    the order that they have as training data, so that "10" is label 10 here as in the labels of generators and npz files."""
 
     def __init__(self, path: Path, crop: Crop | None = None) -> None:
         self.where, self.path, self.crop = str(path), path, crop
@@ -170,7 +172,7 @@ class Files(Stream):
         if not self.names:
             raise UserError(f"{path} holds no images ({', '.join(SUFFIXES)}): give another folder or zip")
         self.n = len(self.names)
-        tops = sorted({name.partition("/")[0] for name in self.names})
+        tops = sort_classes({name.partition("/")[0] for name in self.names})
         self._classes = {top: i for i, top in enumerate(tops)} if all("/" in name for name in self.names) else {}
 
     def digest(self) -> str:
