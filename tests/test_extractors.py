@@ -129,6 +129,13 @@ def test_resizes_of_eight_bits_are_pils_own() -> None:
     np.testing.assert_array_equal(crop_and_resize(tensor(pixels), 48).permute(0, 2, 3, 1).numpy(), tall)
 
 
+def test_the_longer_side_is_whole_as_torchvision_has_it() -> None:
+    """336 * 650 / 480 is 455; in floats 650 * (336 / 480) is a little less, which was cut off to 454."""
+    pixels = images(1, 650, 480)
+    tall = np.stack([np.asarray(Image.fromarray(p).resize((336, 455), Image.Resampling.BICUBIC))[60:396] for p in pixels])
+    np.testing.assert_array_equal(crop_and_resize(tensor(pixels), 336).permute(0, 2, 3, 1).numpy(), tall)
+
+
 @pytest.mark.parametrize("model", ["ViT-L-14", "ViT-L-14-quickgelu"])
 def test_the_wrong_gelu_is_an_error(model: str) -> None:
     quick = model.endswith("quickgelu")

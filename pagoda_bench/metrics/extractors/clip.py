@@ -27,8 +27,8 @@ QUICK = "-quickgelu"
 def crop_and_resize(images: Tensor, size: int) -> Tensor:
     """uint8 (N, 3, H, W) to uint8 (N, 3, size, size): shorter side to `size` by PIL's bicubic, then the centre square."""
     height, width = images.shape[-2:]
-    scale = size / min(height, width)
-    target = (max(size, int(width * scale)), max(size, int(height * scale)))
+    # In whole numbers, as torchvision has it: a factor of floats loses a pixel of the longer side for some sizes (480 x 650).
+    target = (size * width // min(height, width), size * height // min(height, width))
     top, left = round((target[1] - size) / 2), round((target[0] - size) / 2)
     out = []
     for plane in images.permute(0, 2, 3, 1).cpu().numpy():
