@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pagoda_bench.errors import UserError
+from pagoda_bench.nets.counting import complete
 from pagoda_bench.nets.device import computed_precision, keep_freed_memory
 from pagoda_bench.recipes.stages import TrainConfig
 from pagoda_bench.training import checkpoints, parallel, sharding
@@ -34,6 +35,8 @@ from pagoda_bench.training.updates import LossScale
 
 CHECKPOINT_SECONDS = float(os.environ.get("PAGODA_BENCH_CHECKPOINT_SECONDS", "20"))
 """At most this much training is lost when a process is killed."""
+
+complete()  # whatever counts work has imported this module: trainings, pairs, kept states
 
 
 class Context(Protocol):
