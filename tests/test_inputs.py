@@ -132,6 +132,21 @@ def test_a_crop_brings_mixed_sizes_to_one(tmp_path: Path) -> None:
     assert "write adm:256" in refusal(lambda: Crop.parse("adm"))
 
 
+def test_under_a_published_crop_pixels_are_read_as_they_are_stored(tmp_path: Path) -> None:
+    """As ADM's and EDM2's programs and `data prepare` read them; without a crop, and under our own, as one looks at them."""
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    pixels, stored = pixels_of(1, 8, 12), {"a/1.png": encoded(pixels_of(1, 8, 12), "PNG", exif=exif)}
+    folder_of(tmp_path / "folder", stored)
+    tar_of(tmp_path / "a.tar", stored)
+    for path in (tmp_path / "folder", tmp_path / "a.tar"):
+        np.testing.assert_array_equal(all_of(open_images(path))[0], pixels[::-1, ::-1])
+        for name in ("adm", "center-crop-dhariwal", "lanczos", "box"):
+            crop = Crop(name, 4)
+            expected = crop(pixels[::-1, ::-1] if name == "box" else pixels)
+            np.testing.assert_array_equal(all_of(open_images(path, crop))[0], expected)
+
+
 @pytest.mark.parametrize(
     ("array", "words"),
     [

@@ -23,7 +23,7 @@ from pagoda_bench.data.containers import MAX_BYTES, BadFile
 from pagoda_bench.data.decode import decode, decoding
 from pagoda_bench.errors import UserError
 from pagoda_bench.metrics.extractors.base import optional
-from pagoda_bench.metrics.inputs import SUFFIXES, WHOLE, Batch, Crop, Part, Pixels, Stream, check_layout, collect
+from pagoda_bench.metrics.inputs import SUFFIXES, WHOLE, Batch, Crop, Part, Pixels, Stream, check_layout, collect, turned
 
 BOMB_RATIO, BOMB_BYTES = 200, 1 << 26  # no photographs shrink to a 200th; small files may be anything
 LABELS = ("arr_1", "labels", "label", "y")
@@ -123,7 +123,7 @@ class Tar(Stream):
             members = ((name, data) for name, data in self._members() if name.lower().endswith(SUFFIXES))
             for number, (name, data) in enumerate(members):
                 if part.has(number, size):
-                    image = _decoded(self.path, name, data())
+                    image = _decoded(self.path, name, data(), self.crop)
                     yield name, self.crop(image) if self.crop else image, self._labels.get(name.rpartition(".")[0])
 
         with decoding():
@@ -194,7 +194,7 @@ class Parquet(Stream):
                         raise UserError(
                             f"{self.path}: {name} holds no image bytes: save the images themselves, not their paths"
                         )
-                    image = _decoded(self.path, name, data)
+                    image = _decoded(self.path, name, data, self.crop)
                     label = value[self._columns[1]] if len(self._columns) > 1 else None
                     yield name, self.crop(image) if self.crop else image, label if isinstance(label, int) else None
 
@@ -250,15 +250,15 @@ def _reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read ({reason}): it is truncated or damaged; copy or make it again") from None
 
 
-def _decoded(path: Path, name: str, data: bytes) -> Pixels:
+def _decoded(path: Path, name: str, data: bytes, crop: Crop | None) -> Pixels:
     try:
-        return decode(data)
+        return decode(data, turn=turned(crop))
     except BadFile as error:
         raise UserError(f"{path}: '{name}' {error}: replace or remove it") from None
 
 
 def _file_digest(path: Path, crop: Crop | None) -> str:
-    digest = hashlib.sha256(str(crop).encode())
+    digest = hashlib.sha256(str(crop and crop.identity).encode())
     with path.open("rb") as stream:
         for block in iter(partial(stream.read, 1 << 20), b""):
             digest.update(block)

@@ -74,6 +74,21 @@ class Crop(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name}:{self.resolution}"
 
+    @property
+    def turns(self) -> bool:
+        """Whether the EXIF orientation is applied: not under the crops of published programs, which read pixels as stored."""
+        return self.name == "box"
+
+    @property
+    def identity(self) -> str:
+        """What a digest has to know of it."""
+        return f"{self} turned" if self.turns else f"{self} as stored"
+
+
+def turned(crop: Crop | None) -> bool:
+    """Whether files are read with their EXIF orientation applied: as they are looked at, unless a published crop says other."""
+    return crop is None or crop.turns
+
 
 def crop_lanczos(image: Pixels, resolution: int) -> Pixels:
     """uint8 (H, W, 3): the centre square, then PIL's 8-bit Lanczos filter (EDM2's `center-crop`)."""
@@ -176,7 +191,7 @@ class Files(Stream):
         self._classes = {top: i for i, top in enumerate(tops)} if all("/" in name for name in self.names) else {}
 
     def digest(self) -> str:
-        found, bad = hashlib.sha256(str(self.crop).encode()), BadFiles(self.path)
+        found, bad = hashlib.sha256(str(self.crop and self.crop.identity).encode()), BadFiles(self.path)
         with open_source(self.path) as source:
             for name in self.names:
                 try:
@@ -206,7 +221,7 @@ class Files(Stream):
 
             def read(name: str) -> Pixels | BadFile:
                 try:
-                    image = decode(source.read(name))
+                    image = decode(source.read(name), turn=turned(self.crop))
                 except BadFile as error:
                     return error
                 return self.crop(image) if self.crop else image
