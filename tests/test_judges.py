@@ -30,14 +30,14 @@ NET = FeatureNet(data=DATA, train=TrainConfig(steps=1, batch=4), width=8, resolu
 
 
 class Means(Extractor):
-    """Channel means, and probabilities that follow from them in closed form."""
+    """Channel means, and logits that follow from them in closed form."""
 
     def __init__(self, weights: str = "0" * 64) -> None:
-        super().__init__("means", weights, "none", {"pool3": 3, "probabilities": 3})
+        super().__init__("means", weights, "none", {"pool3": 3, "logits_unbiased": 3})
 
     def extract(self, images: torch.Tensor, wanted: object) -> dict[str, torch.Tensor]:
         pool = images.float().mean((2, 3))
-        return {"pool3": pool, "probabilities": pool / pool.sum(1, keepdim=True)}
+        return {"pool3": pool, "logits_unbiased": pool.log()}
 
 
 @pytest.fixture

@@ -18,8 +18,6 @@ from pagoda_bench.nets.features import load_features
 from pagoda_bench.recipes.features import Features, Pretrained
 from pagoda_bench.recipes.stages import FeatureNet
 
-TINY = 1e-30  # below the smallest probability that matters; log(0) would be -inf
-
 
 class Judge(Protocol):
     @property
@@ -46,20 +44,20 @@ class Own:
 
 
 class Published:
-    """An extractor of `metrics.extractors` with features "pool3" and "probabilities"."""
+    """An extractor of `metrics.extractors` with features "pool3" and "logits_unbiased": the class layer without its bias,
+    which the Inception Score of ADM's evaluator and of torch-fidelity is taken from."""
 
     def __init__(self, extractor: Extractor) -> None:
         self.extractor = extractor
         self.protocol = {k: v for k, v in extractor.protocol.items() if k != "precision"}
 
     def features(self, images: NDArray[np.uint8], batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        found: dict[str, list[NDArray[np.float32]]] = {"pool3": [], "probabilities": []}
+        found: dict[str, list[NDArray[np.float32]]] = {"pool3": [], "logits_unbiased": []}
         for start in range(0, len(images), batch):
             part = torch.from_numpy(np.ascontiguousarray(images[start : start + batch].transpose(0, 3, 1, 2)))
             for name, values in self.extractor(part, list(found)).items():
                 found[name].append(values.cpu().numpy())
-        features, probabilities = (np.concatenate(parts) for parts in found.values())
-        return features, np.log(np.maximum(probabilities, TINY))
+        return np.concatenate(found["pool3"]), np.concatenate(found["logits_unbiased"])
 
 
 def load_judge(recipe: Features, ctx: Any) -> Judge:
