@@ -64,6 +64,8 @@ def accumulate(terms: Sequence[Term], parameters: Sequence[nn.Parameter], at: nn
     The judges are walked through once, and so is the generator for each term: gradients are linear, so a factor that is
     known only after the pass may be applied to its result. (The official code walks back to `at` once more for each term.)
     """
+    if not terms:
+        return []
     at_images = [torch.autograd.grad(scale * term.loss, term.image)[0] for term in terms]
     factors = [term.weight for term in terms]
     if not any(term.adaptive for term in terms):

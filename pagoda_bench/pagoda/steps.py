@@ -171,19 +171,22 @@ class Step:
             # L_rec: both images under the same augmentation.
             l_rec = self._compared(rebuilt, x, self._slice(whole.rec, pairs))
             values["rec"] = l_rec.detach()
-            terms.append(Term(rebuilt, loss.reconstruction * l_rec))
+            if loss.reconstruction:
+                terms.append(Term(rebuilt, loss.reconstruction * l_rec))
+        if "rec" in phase and self.guided is not None and whole.guided_rows is not None:
+            made, l_dstl = self._distillation(self.guided, whole.guided_rows[pairs], self._slice(whole.guided, pairs))
+            values["dstl"] = l_dstl.detach()
+            if loss.distillation:
+                terms.append(Term(made, loss.distillation * l_dstl))
+        balanced = bool(terms)  # an adaptive weight is the ratio to the gradient of L_rec (and L_dstl); 1 where there is none
         if "rec" in phase and (judge := self.judges.get("reconstructions")) is not None:
             maps = self._sight(judge, self.look.maps(rebuilt, self._slice(whole.rebuilt, pairs)))
             l_r = generator_loss(self._logits(judge, maps, own), loss.gan)
             values["adv_rec"] = l_r.detach()
-            terms.append(Term(rebuilt, l_r, loss.adversarial_rec, loss.adaptive_rec))
+            terms.append(Term(rebuilt, l_r, loss.adversarial_rec, loss.adaptive_rec and balanced))
             with torch.no_grad():
                 target_maps = self._sight(judge, self.look.maps(x, self._slice(whole.target, pairs)))
             seen["reconstructions"].append(Seen(target_maps, own, maps, own))
-        if "rec" in phase and self.guided is not None and whole.guided_rows is not None:
-            made, l_dstl = self._distillation(self.guided, whole.guided_rows[pairs], self._slice(whole.guided, pairs))
-            values["dstl"] = l_dstl.detach()
-            terms.append(Term(made, loss.distillation * l_dstl))
         if "adv" in phase:
             real, real_labels = self._real(whole, part)
             w = None if whole.w is None else whole.w[part].to(self.device)
@@ -193,7 +196,7 @@ class Step:
             l_adv = generator_loss(self._logits(judge, maps, real_labels), loss.gan)
             values["adv"] = l_adv.detach()
             # With separate updates there is no L_rec to balance against: the weight is plain, as in the official code.
-            terms.append(Term(fake, l_adv, loss.adversarial, loss.adaptive and "rec" in phase))
+            terms.append(Term(fake, l_adv, loss.adversarial, loss.adaptive and balanced))
             with torch.no_grad():
                 real_maps = self._sight(judge, self.look.maps(real, self._slice(whole.real, part)))
             seen["discriminator"].append(Seen(real_maps, real_labels, maps, real_labels))
