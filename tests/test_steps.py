@@ -324,7 +324,9 @@ def test_a_batch_in_several_passes_is_one_update(upstream: dict[str, Path], tmp_
         torch.testing.assert_close(found[1][key], value, rtol=0.01, atol=2e-3)
 
 
-def test_kept_states_of_the_frozen_part_give_the_same_training_for_less_work(upstream: dict[str, Path], tmp_path: Path) -> None:
+def test_kept_states_of_the_frozen_part_give_the_same_training_for_less_work(
+    upstream: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = Distill(pairs=PAIRS, features=FEATURES, train=SHORT)
     found = {**upstream, base.key: upstream[TEACHER.key]}
     made = {}
@@ -345,5 +347,14 @@ def test_kept_states_of_the_frozen_part_give_the_same_training_for_less_work(ups
         for g in (0.0, 0.001)
     ]
     assert flops[1] < flops[0]
+    monkeypatch.setattr(grow, "ROWS", 5)  # where the work alone is asked for, the first five stand for all
+    passed: list[int] = []
+    state = grow.Frozen._state
+    monkeypatch.setattr(grow.Frozen, "_state", lambda self, z, *a: (passed.append(len(z)), state(self, z, *a))[1])
+    counting = StageContext.for_test(tmp_path / "count", tmp_path / "count-work", found)
+    counting.counting = True
+    grow.run(Grow(base=base, width=1, train=longer, cache=0.001), counting)
+    assert counting.facts["training_flops"] == pytest.approx(flops[1], rel=1e-6)
+    assert passed == [5, 4]  # and the fresh noise of one step
     with pytest.raises(UserError, match=r"grow\.cache: the states of 12 pairs take .* GB, more than 1e-09"):
         run(Grow(base=base, width=1, train=SHORT, cache=1e-9), grow, found, tmp_path / "small")

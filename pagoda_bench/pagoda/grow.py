@@ -42,10 +42,12 @@ class Frozen:
         """Images of latents (N, 3, R, R), which are those of the pairs `rows` where these are given; `w` (N,) guides them."""
         if self.kept is None or rows is None:
             return self.net.finish(self._state(z, labels, w), self.start)
+        rows = rows % len(self.kept.h)  # the first pairs stand for all where only the work is asked for
         return self.net.finish(_taken(self.kept, torch.from_numpy(rows), z.device), self.start)
 
-    def keep(self, source: Source, size: int, limit: float) -> int:
-        """Makes the states of all pairs; returns the operations that took. `UserError` above `limit` GB."""
+    def keep(self, source: Source, size: int, limit: float, counting: bool = False) -> int:
+        """Makes the states of all pairs; returns the operations that took. With `counting`, of the first ones alone, and the
+        operations of all. `UserError` above `limit` GB."""
         device, parts = next(self.net.parameters()).device, []
         with FlopCounterMode(display=False) as counter:
             for first in range(0, source.used, ROWS):
@@ -58,8 +60,10 @@ class Frozen:
                         f"grow.cache: the states of {source.used:,} pairs take {needed:.3g} GB, more than {limit:g}: raise it, "
                         "set it to 0, or use fewer pairs"
                     )
+                if counting:
+                    break
         self.kept = _joined(parts)
-        return counter.get_total_flops()
+        return counter.get_total_flops() * source.used // len(self.kept.h)
 
     @torch.no_grad()
     def _state(self, z: Tensor, labels: Tensor, w: Tensor | None = None) -> Hidden:
@@ -82,8 +86,8 @@ def _run(recipe: Grow, ctx: Any) -> None:
     net.train()
     start = train_start(net, recipe.train_from)
     generate = Frozen(net, start)
-    prepare = partial(generate.keep, size=recipe.net.output_resolution, limit=recipe.cache) if recipe.cache else None
-    fit(recipe, net, generate, ctx, prepare, values)
+    keep = partial(generate.keep, size=recipe.net.output_resolution, limit=recipe.cache, counting=ctx.counting)
+    fit(recipe, net, generate, ctx, keep if recipe.cache else None, values)
     ctx.record(fresh=len(fresh), train_start=start)
 
 
