@@ -303,7 +303,7 @@ def test_the_row_is_built_from_the_scale() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_networks_of_every_preset_can_be_built(name: str) -> None:
-    assert {"smoke", "embedded", "cifar10", "paper"} == set(PRESETS)
+    assert {"smoke", "embedded", "embedded-32", "cifar10", "paper"} == set(PRESETS)
     for stage in PRESETS[name]["stages"]:
         with torch.device("meta"):
             net = SuperResolutionUNet(UNetConfig.model_validate(stage["net"]))

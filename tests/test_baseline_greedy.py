@@ -236,13 +236,13 @@ def test_rows_of_the_method() -> None:
     while isinstance(level, GreedyGrown):
         found.append((level.outer.resolution, level.outer.widths, round(level.share, 4)))
         level = level.base
-    assert found == [(64, (32, 64), 1.0), (32, (64,), 0.75), (16, (), 0.5)]
+    assert found == [(32, (64,), 1.0), (16, (), 0.625)]
     assert (level.outer.resolution, level.share) == (8, 0.25)
     process = {name: rows[name].of.process for name in ("frozen", "scratch")}  # type: ignore[union-attr]
     assert process["frozen"] == process["scratch"]
-    assert (process["frozen"].shift, process["frozen"].deviation) == (48, 0.5)
+    assert (process["frozen"].shift, process["frozen"].deviation) == (32, 0.5)
     assert (level.process.shift, level.process.deviation) == (16, 0.5)
-    assert (rows["thawed"].of.freeze, rows["thawed"].of.thaw_at) == ("until", 2000)  # type: ignore[union-attr]
+    assert (rows["thawed"].of.freeze, rows["thawed"].of.thaw_at) == ("until", 850)  # type: ignore[union-attr]
     base = build(toy_scale(greedy=toy), 8)
     assert (base.resolution, base.of.share) == (8, 1.0)  # type: ignore[attr-defined]
 

@@ -86,10 +86,9 @@ def test_experiments_can_be_planned(name: str, scale: str) -> None:
     assert not [row.unavailable for row in table.rows if row.unavailable]
     keys = {row.id: row.scores[0].key for row in table.rows}
     if scale == "embedded":  # the smoke scale has one level to grow: some ways of growing are the same there
-        presets = {"depth-4-64", "batch-8-64"}  # the presets' own values, named for the plots
-        assert len({key for row, key in keys.items() if row not in presets}) == len(keys.keys() - presets), (
-            "two rows are the same"
-        )
+        presets = ("depth-4-", "batch-8-")  # the presets' own values, named for the plots
+        others = [key for row, key in keys.items() if not row.startswith(presets)]
+        assert len(set(others)) == len(others), "two rows are the same"
     # Rows of table 1 are the same here: nothing is made twice.
     if name != "table1":
         first = spec.read(resources.folder("experiments") / "table1.yaml")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pagoda_bench.recipes.values import merged
+
 SMALL_TRAIN: dict[str, Any] = {"steps": 1, "batch": 64, "lr": 1.0e-3, "ema": 0.999, "precision": "bf16"}
 
 # Images are brought to unit variance, and the noise levels of both phases lie about where those of the EDM models of the same
@@ -46,6 +48,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "thaw_at": 5,
     },
 }
+
+# 32 px for a third of the work: experiments/growing.yaml trains many of them. Noise as the EDM model of 32 px would have it.
+PRESETS["embedded-32"] = merged(
+    PRESETS["embedded"], {"grown": {"outer": {"widths": [64]}, "process": {"shift": 32}}, "thaw_at": 850}
+)
 
 
 def _paper(width: int, depth: int, heads: int, widths: list[int]) -> dict[str, Any]:
