@@ -71,6 +71,25 @@ def test_what_is_missing_leaves_its_budget() -> None:
     assert whys(cells, {"at_most": 3, "of": {"row": "e"}}) == ["fd of e is 0: there is no ratio to it"]
 
 
+def test_what_is_no_measurement_leaves_its_budget() -> None:
+    ratio = {"at_most": 1, "of": {"row": "b"}}
+    assert whys([cell("a", -math.inf)], {"at_most": 1}) == ["fd of a-8 is -inf"]
+    assert whys([cell("a", math.inf)], {"at_least": 1}) == ["fd of a-8 is inf"]
+    assert whys([cell("a", 2.0), cell("b", math.inf)], ratio) == ["fd of b-8 is inf"]
+    assert whys([cell("a", 2.0), cell("b", math.nan)], ratio) == ["nan is not at most 1"]
+    assert whys([cell("a", 2.0), cell("b", -1.0)], ratio) == ["fd of b is -1: there is no ratio to it"]
+    assert whys([cell("a", 0.5), cell("a", 50.0)], {"at_most": 1}) == ["the table has fd of a-8 2 times"]
+
+
+def test_there_is_no_ratio_over_two_protocols() -> None:
+    ratio = {"at_most": 1, "of": {"row": "b"}}
+    cells = [cell("a", 2.0, protocol={"extractor": "x"}), cell("b", 4.0, protocol={"extractor": "y"})]
+    assert whys(cells, ratio) == ["a-8 and b-8 were measured differently: extractor x and y"]
+    assert whys(cells, {**ratio, "metric": "images_per_second"}) == [""]
+    guided = [replace(c, protocol={"guidance": c.row}) for c in cells]  # a part of the row, as its evaluations are
+    assert whys(guided, ratio) == [""]
+
+
 @pytest.mark.parametrize(
     ("limit", "says"),
     [

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from pagoda_bench.errors import UserError, nearest
 from pagoda_bench.recipes.base import Config
 from pagoda_bench.recipes.values import read_yaml
-from pagoda_bench.tables.cells import DIRECTIONS, MEASURED, Cell
+from pagoda_bench.tables.cells import DIRECTIONS, MEASURED, Cell, differences
 
 COLUMNS = ("nfe", "images_per_second", "parameters", "training_flops")  # of a row, whatever the metric
 METRICS = (*DIRECTIONS, *COLUMNS)
@@ -113,19 +113,21 @@ def check(cells: Sequence[Cell], budget: Budget) -> list[Finding]:
 
 def _finding(cells: Sequence[Cell], limit: Limit, n: int) -> Finding:
     try:
-        value = _value(cells, limit.row, limit.resolution, limit.metric, n)
+        value, cell = _value(cells, limit.row, limit.resolution, limit.metric, n)
         if limit.of is not None:
-            other = _value(cells, limit.of.row, limit.of.resolution or limit.resolution, limit.metric, n)
-            if other == 0:
-                return Finding(limit=limit, value=None, why=f"{limit.metric} of {limit.of.row} is 0: there is no ratio to it")
+            other, its = _value(cells, limit.of.row, limit.of.resolution or limit.resolution, limit.metric, n)
+            if other <= 0:
+                raise LookupError(f"{limit.metric} of {limit.of.row} is {other:g}: there is no ratio to it")
+            if limit.metric not in COLUMNS and (apart := differences(cell, its)):
+                raise LookupError(f"{cell.id} and {its.id} were measured differently: {'; '.join(apart)}")
             value /= other
     except LookupError as error:
         return Finding(limit=limit, value=None, why=str(error.args[0]))
     return Finding(limit=limit, value=value, why="" if limit.holds(value) else f"{value:.4g} is not {limit.bound}")
 
 
-def _value(cells: Sequence[Cell], row: str, resolution: int, metric: str, n: int) -> float:
-    """LookupError says what is missing."""
+def _value(cells: Sequence[Cell], row: str, resolution: int, metric: str, n: int) -> tuple[float, Cell]:
+    """The value, and a cell that has it. LookupError says what is missing."""
     own = [c for c in cells if (c.row, c.resolution) == (row, resolution)]
     if not own:
         raise LookupError(f"the table has no row {row}-{resolution}")
@@ -133,7 +135,12 @@ def _value(cells: Sequence[Cell], row: str, resolution: int, metric: str, n: int
         raise LookupError(f"{row}-{resolution}: {own[0].status}")
     if own[0].n != n:
         raise LookupError(f"{row}-{resolution} was measured with N={own[0].n}, the budget is for N={n}")
-    value = getattr(own[0], metric) if metric in COLUMNS else next((c.value for c in own if c.metric == metric), None)
+    found = own[:1] if metric in COLUMNS else [c for c in own if c.metric == metric]
+    if len(found) > 1:
+        raise LookupError(f"the table has {metric} of {row}-{resolution} {len(found)} times")
+    value = getattr(found[0], metric if metric in COLUMNS else "value") if found else None
     if value is None:
         raise LookupError(f"{row}-{resolution} has no {metric}")
-    return float(value)
+    if math.isinf(value):
+        raise LookupError(f"{metric} of {row}-{resolution} is {value}")
+    return float(value), found[0]
