@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_bench.errors import UserError
+from pagoda_bench.plan.requests import Request
 from pagoda_bench.recipes import values
 from pagoda_bench.recipes.values import parse_yaml, read_yaml
 from pagoda_bench.resources import folder
@@ -101,6 +102,13 @@ def test_an_empty_text_is_nothing_and_two_are_no_value() -> None:
     assert parse_yaml("", "here") is None
     with pytest.raises(yaml.YAMLError):
         parse_yaml("a: 1\n---\nb: 2", "here")
+
+
+def test_a_time_is_a_text() -> None:
+    found = parse_yaml("{a: 4:00:00, b: 10:00, c: 1:30.5, d: 90, e: 1.5, f: !!int '1:30'}", "here")
+    assert found == {"a": "4:00:00", "b": "10:00", "c": "1:30.5", "d": 90, "e": 1.5, "f": 90}
+    stages = parse_yaml("stages: {default: {time: 4:00:00}}", "here")["stages"]
+    assert Request.load(stages["default"], "here").minutes == 240
 
 
 def test_our_own_files_are_far_below_the_limit() -> None:

@@ -13,6 +13,15 @@ from pagoda_bench.errors import UserError
 LIMIT = 100_000  # values in a text with all aliases written out: a few short lines of aliases of aliases can name billions
 
 
+class _Loader(yaml.SafeLoader):
+    """Without numbers to the base of 60: `time: 4:00:00` is that text, as SLURM takes it, and not 14400."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)
+        plain = kind is yaml.ScalarNode and implicit[0] and ":" in value
+        return self.DEFAULT_SCALAR_TAG if plain and tag.rpartition(":")[2] in ("int", "float") else tag
+
+
 def read_yaml(path: Path, what: str) -> Any:
     """The value in a YAML file, as `parse_yaml` gives it; `what` is how an error calls the file, e.g. "the sweep". `UserError`
     also when the file cannot be read, or is not YAML."""
@@ -32,7 +41,7 @@ def parse_yaml(text: str, where: str) -> Any:
         UserError: a value contains itself, or there are more than `LIMIT` values once every alias is written out; `where` the
             text stands is named.
     """
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:
