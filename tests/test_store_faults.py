@@ -115,3 +115,18 @@ def test_save_atomic_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> No
 
 
 # Clearing up
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_one_line(store: Store, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(file: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    make(Toy(seed=1), store)
+    monkeypatch.setattr("fcntl.flock", refuse)
+    for _ in range(2):
+        with pytest.raises(UserError, match="has no locks") as caught:
+            make(Toy(), store)
+        assert str(store.root) in str(caught.value)
+    monkeypatch.undo()
+    make(Toy(), Store(store.root))  # nothing was left that stands for a lock

@@ -6,17 +6,19 @@ import errno
 import json
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from pagoda_bench.artifacts.checkpoint import disk_full, read_json
 from pagoda_bench.artifacts.provenance import now
 from pagoda_bench.errors import UserError
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO)
 
 
@@ -25,7 +27,7 @@ class Locks:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._locks: dict[str, FileLock] = {}
+        self._locks: dict[str, BaseFileLock] = {}
 
     @contextmanager
     def held(self, name: str, wait: Callable[[str], None] | None) -> Iterator[bool]:
@@ -35,18 +37,16 @@ class Locks:
         lock = self._locks.setdefault(name, FileLock(self.folder / f"{name}.lock"))
         holder = self.folder / f"{name}.json"
         try:
-            lock.acquire(timeout=0)
+            _take(lock, timeout=0)
         except Timeout:
             if wait is None:
                 yield False
                 return
             try:
-                lock.acquire(timeout=0.5)  # long enough for the holder to have said who it is
+                _take(lock, timeout=0.5)  # long enough for the holder to have said who it is
             except Timeout:
                 wait(_who(read_json(holder)))
-                lock.acquire(poll_interval=0.2)
-        except NotImplementedError:
-            raise UserError(f"the file system of {self.folder} has no locks: choose another place with --store") from None
+                _take(lock)
         try:
             if lock.lock_counter == 1:
                 with suppress(OSError):  # it only informs
@@ -55,6 +55,30 @@ class Locks:
             yield True
         finally:
             lock.release()
+
+
+def _take(lock: BaseFileLock, timeout: float = -1) -> None:
+    """Waits for `timeout` seconds, or for as long as it takes; `UserError` where the file system has no locks.
+
+    Newer releases of filelock would put a file in the place of the lock there. It stays when its process is killed, and the
+    next one would wait for ever.
+    """
+    why = errno.ENOSYS
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "flock not supported")
+            lock.acquire(timeout, poll_interval=0.2)
+        if not isinstance(lock, SoftFileLock):
+            return
+        lock.release()
+    except NotImplementedError:  # what older releases say
+        pass
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        why = error.errno
+    place = os.path.dirname(lock.lock_file)
+    raise UserError(f"the file system of {place} has no locks ({os.strerror(why)}): choose another place with --store")
 
 
 def shard_of(name: str, index: int | str = "*", count: int | str = "*") -> str:
