@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
 from toy_stages import Toy, ToySum, make
 
 from pagoda_bench.artifacts.checkpoint import write_json
+from pagoda_bench.artifacts.digests import PROVENANCE
 from pagoda_bench.artifacts.gc import garbage, remove
 from pagoda_bench.artifacts.locks import shard_of
 from pagoda_bench.artifacts.retrains import lock_of
@@ -66,6 +70,47 @@ def test_gc_spares_work_whose_shards_are_being_made(store: Store) -> None:
         assert remove(store, found) == 0  # it was taken up after it was found
         assert (store.root / ".work" / name).is_dir()
     assert len(garbage(store, 0)) == 1
+
+
+def test_gc_looks_at_work_that_changes_meanwhile(store: Store) -> None:
+    work = store.root / ".work" / "toy-live"
+    work.mkdir(parents=True)
+    over = threading.Event()
+
+    def at_work() -> None:
+        with Store(store.root).locked(work.name):
+            for number in itertools.count():
+                write_json(work / f"{number % 3}.json", number)  # through a file that is there for a moment
+                if over.is_set():
+                    return
+
+    thread = threading.Thread(target=at_work)
+    thread.start()
+    try:
+        assert all(garbage(store, 3600) == [] for _ in range(1000))
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("area", [".work", ".staging", ".trash", ".damaged"])
+def test_gc_passes_over_what_has_gone_since(store: Store, area: str) -> None:
+    folder = store.root / area / "toy-x"
+    folder.mkdir(parents=True)
+    (folder / "file").write_text("x")
+    found = garbage(store, 0)
+    assert [item.path for item in found] == [folder]
+    shutil.rmtree(folder)
+    assert remove(store, found) == 0
+
+
+def test_gc_takes_a_copy_that_was_cut_short_and_spares_one_that_is_whole(store: Store) -> None:
+    artifact = make(Toy(), store)
+    staging = store.root / ".staging" / f"toy-{Toy().key}"
+    shutil.copytree(artifact.path, staging)
+    assert garbage(store, 0) == []
+    (staging / PROVENANCE).unlink()
+    assert [item.path for item in garbage(store, 0)] == [staging]
 
 
 def test_gc_spares_the_mark_of_a_retraining_that_lives(store: Store) -> None:

@@ -6,11 +6,12 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pagoda_bench.artifacts.checkpoint import sync
-from pagoda_bench.artifacts.digests import DIGESTS
+from pagoda_bench.artifacts.digests import damage
 from pagoda_bench.artifacts.locks import Faults, shard_of
 from pagoda_bench.artifacts.retrains import AREA, lock_of, session_of
 from pagoda_bench.artifacts.store import Artifact, Store
@@ -47,7 +48,7 @@ def garbage(
             if _free(store, f"{artifact.kind}-{artifact.key}"):
                 found.append(Garbage(artifact.path, f"damaged artifact ({lacking} is missing)", _size(artifact.path)))
         elif keep is not None and (artifact.kind, artifact.key) not in wanted and _idle(artifact.path) >= older_than:
-            found.append(Garbage(artifact.path, "artifact that is not kept", artifact.size))
+            found.append(Garbage(artifact.path, "artifact that is not kept", _size(artifact.path)))
     return found
 
 
@@ -66,9 +67,10 @@ def remove(store: Store, items: Collection[Garbage]) -> int:
                 with store.locked(item.path.name, wait=False) as mine:  # a shard begins under this lock too
                     if not (mine and _shards_free(store, item.path.name)):
                         continue
-                    shutil.rmtree(item.path)
-            else:
-                shutil.rmtree(item.path)
+                    if not _remove(item.path):
+                        continue
+            elif not _remove(item.path):
+                continue
             freed += item.size
             if item.path.parent.is_dir():
                 sync(item.path.parent)
@@ -80,7 +82,7 @@ def _leftovers(store: Store, older_than: float) -> Iterator[Garbage]:
         for path in sorted((store.root / area).glob("*")):
             yield Garbage(path, why, _size(path))
     for path in sorted((store.root / ".staging").glob("*")):
-        if not (path / DIGESTS).is_file() and _free(store, path.name):
+        if _free(store, path.name) and damage(path, path.name.rpartition("-")[2]) is not None:  # a whole one will land
             yield Garbage(path, "artifact half written by a process that is gone", _size(path))
     for path in sorted((store.root / ".work").glob("*")):
         if _idle(path) >= older_than and _free(store, path.name) and _shards_free(store, path.name):
@@ -109,17 +111,30 @@ def _shards_free(store: Store, name: str) -> bool:
     return all(_free(store, path.stem) for path in (store.root / ".locks").glob(f"{shard_of(name)}.lock"))
 
 
+def _remove(path: Path) -> bool:
+    """Whether it was there to remove: others land, publish and clear meanwhile."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _size(path: Path) -> int:
-    return sum(part.lstat().st_size for part in _files(path))
+    return sum(status.st_size for status in _files(path))
 
 
 def _idle(path: Path) -> float:
     """Seconds since the newest change in a file or folder."""
-    return time.time() - max(part.lstat().st_mtime for part in (path, *_files(path)))
+    return time.time() - max((status.st_mtime for status in _files(path, itself=True)), default=time.time())
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
+def _files(path: Path, itself: bool = False) -> Iterator[os.stat_result]:
+    """Of what goes while it is looked at (a process at work renames its files) nothing is said."""
+    if itself or not path.is_dir():
+        with suppress(FileNotFoundError):
+            yield path.lstat()
     for directory, _, names in os.walk(path):
-        yield from (Path(directory, name) for name in names)
+        for name in names:
+            with suppress(FileNotFoundError):
+                yield Path(directory, name).lstat()
