@@ -7,6 +7,7 @@ submits the arrays and starts the tasks; each task is a command and a JSON file 
 
 from __future__ import annotations
 
+import getpass
 import os
 import shlex
 import shutil
@@ -127,19 +128,27 @@ def per_call(limit: int, shape: Request) -> int:
 
 def live_jobs(store: Store, session: str | None = None) -> dict[str, tuple[tuple[str, ...], str]]:
     """Key -> (jobs, their user), for all stages that some sweep of this store has in the queue or running. With `session`
-    only those of that retraining, which takes nothing that others make."""
+    only those of that retraining, which takes nothing that others make. `UserError` when SLURM does not answer."""
     found: dict[str, tuple[tuple[str, ...], str]] = {}
     queues: dict[str, dict[str, slurm.Seen]] = {}
     for sweep in sweeps(store):
         if sweep.closed or sweep.about["executor"] != "slurm" or session not in (None, sweep.about["session"]):
             continue
-        user = sweep.about["user"]
-        if user not in queues:
-            queues[user] = slurm.queue(user) or {}
+        for user in sweep.users - queues.keys():
+            queues[user] = _queue(user)
+        live = {job: user for user in sweep.users for job, seen in queues[user].items() if seen.live}
         for key, jobs in sweep.elements().items():
-            if alive := tuple(job for job in jobs if job in queues[user] and queues[user][job].live):
-                found[key] = (alive, user)
+            if alive := tuple(job for job in jobs if job in live):
+                found[key] = (alive, live[alive[0]])
     return found
+
+
+def _queue(user: str) -> dict[str, slurm.Seen]:
+    """What a user has in the queue: nothing, if SLURM does not know who that is."""
+    found = slurm.queue(user)
+    if found is None and slurm.queue(getpass.getuser()) is None:
+        raise UserError("SLURM does not answer ('squeue' fails), so what is in the queue already is not known: try again later")
+    return found or {}
 
 
 def _ready(profile: Profile, requests: Sequence[Request]) -> None:
@@ -250,7 +259,7 @@ def _sbatch(sweep: Sweep, tasks: Sequence[Task], request: Request, profile: Prof
     parts = [(task.key, f"{i}/{n}" if n > 1 else None) for task in tasks for i in range(n)]
     jobs = submit_array(runner, [StageTask(str(sweep.folder), key, request.minutes, shard) for key, shard in parts])
     keys = tuple(key for key, _ in parts)
-    return Job(jobs[0].job_id.partition("_")[0], len(jobs) > 1, keys, f"submissions/{folder.name}")
+    return Job(jobs[0].job_id.partition("_")[0], len(jobs) > 1, keys, f"submissions/{folder.name}", getpass.getuser())
 
 
 def submit_array(runner: SlurmExecutor, callables: Sequence[Any]) -> Sequence[Any]:

@@ -66,6 +66,7 @@ class Job:
     array: bool
     keys: tuple[str, ...]
     folder: str  # submitit's, relative to the sweep's
+    user: str = ""  # who submitted it; empty: who made the sweep
 
     def element(self, index: int) -> str:
         return f"{self.id}_{index}" if self.array else self.id
@@ -158,8 +159,13 @@ class Sweep:
         for path in sorted((self.folder / "submissions").glob("*.json")):
             value = read_json(path)
             if isinstance(value, dict):
-                found.append(Job(value["id"], value["array"], tuple(value["keys"]), value["folder"]))
+                found.append(Job(value["id"], value["array"], tuple(value["keys"]), value["folder"], value.get("user", "")))
         return found
+
+    @property
+    def users(self) -> set[str]:
+        """Whose jobs make it: others may have resumed it."""
+        return {self.about["user"], *(job.user for job in self.jobs if job.user)}
 
     def elements(self) -> dict[str, tuple[str, ...]]:
         """The newest jobs of each key that was submitted, elements of arrays as `<array>_<index>`: one, or one a shard."""

@@ -99,7 +99,7 @@ def overview(sweep: Sweep, store: Store) -> Overview:
     open_jobs = {key: ids for key, ids in jobs.items() if key not in done}
     events = {key: sweep.events(key) for key in sweep.tasks}
     if open_jobs:
-        queue = slurm.queue(",".join(sorted({about["user"], *(user for _, user in borrowed.values())})))
+        queue = slurm.queue(",".join(sorted({*sweep.users, *(user for _, user in borrowed.values())})))
         if queue is not None:
             seen, answered = queue, ["squeue"]
         lost = {

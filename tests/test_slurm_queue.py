@@ -1,0 +1,55 @@
+"""What is in the queue already: of whom, and what if SLURM does not say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_slurm import install, scripts
+from toy_stages import Toy
+
+from pagoda_bench.artifacts.store import Store
+from pagoda_bench.errors import UserError
+from pagoda_bench.plan.dag import Plan
+from pagoda_bench.plan.requests import Profile
+from pagoda_bench.plan.slurm import resume, submit_plan
+from pagoda_bench.plan.sweeps import Sweep, sweeps
+from pagoda_bench.plan.watch import overview
+
+pytest.importorskip("submitit", reason="pip install 'pagoda-bench[slurm]'")
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return install(tmp_path / "fake", monkeypatch)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def test_nothing_is_submitted_while_the_queue_is_not_known(fake: Path, store: Store) -> None:
+    submit_plan(Plan([Toy()], store), Profile(), name="first")
+    (fake / "bin" / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(UserError, match=r"SLURM does not answer \('squeue' fails\)"):
+        submit_plan(Plan([Toy()], store), Profile(), name="second")
+    assert len(scripts(fake)) == len(sweeps(store)) == 1
+    (fake / "bin" / "squeue").write_text('#!/bin/sh\ncase "$*" in *gone*) exit 1;; esac\n')  # a user of the past
+    (sweep,) = sweeps(store)
+    (sweep.folder / "sweep.json").write_text(json.dumps({**sweep.about, "user": "gone"}))
+    (sweep.folder / "submissions" / "0001.json").unlink()
+    submit_plan(Plan([Toy()], store), Profile(), name="second")
+    assert len(scripts(fake)) == 2
+
+
+def test_jobs_of_who_resumed_a_sweep_are_seen(fake: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fake / "bin" / "squeue").write_text('#!/bin/sh\ncase "$*" in *user=*bob*) echo "102|RUNNING|0:05|n1|None";; esac\n')
+    monkeypatch.setattr("getpass.getuser", lambda: "ann")
+    sweep = submit_plan(Plan([Toy()], store), Profile(), name="first")
+    monkeypatch.setattr("getpass.getuser", lambda: "bob")
+    assert resume(sweep, [Toy().key], Profile(), store) == 1
+    (task,) = overview(Sweep(sweep.folder), store).tasks
+    assert (task.state, task.job) == ("running", "102")
+    assert submit_plan(Plan([Toy()], store), Profile(), name="second").borrowed == {Toy().key: (("102",), "bob")}
