@@ -130,3 +130,21 @@ def test_a_file_system_without_locks_is_one_line(store: Store, monkeypatch: pyte
         assert str(store.root) in str(caught.value)
     monkeypatch.undo()
     make(Toy(), Store(store.root))  # nothing was left that stands for a lock
+
+
+def test_an_artifact_that_is_replaced_while_it_is_read_is_found(
+    store: Store, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(Toy(), store)
+
+    def between(folder: Path, key: str) -> str:
+        monkeypatch.undo()
+        make(Toy(), Store(store.root), session="anew")
+        return "state.txt is not as it was made"  # the new file beside the old digests
+
+    reader = Store(store.root, notify=said.append)
+    monkeypatch.setattr("pagoda_bench.artifacts.store.damage", between)
+    found = reader.find(Toy())
+    assert found is not None
+    assert found.provenance["session"] == "anew"
+    assert said == []

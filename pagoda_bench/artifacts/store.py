@@ -119,9 +119,8 @@ class Store:
         local = Artifact(self.root / recipe.kind / recipe.key)
         if local.path.is_dir():
             problem = self.verify(local)
-            if problem is not None:
-                self._set_aside(local, problem)
-            elif session is None or local.provenance.get("session") == session:
+            whole = problem is None or self._set_aside(local, problem)
+            if whole and (session is None or local.provenance.get("session") == session):
                 return local
         for root in self.released if session is None else ():
             artifact = Artifact(root / recipe.kind / recipe.key, released=True)
@@ -243,12 +242,16 @@ class Store:
 
     # Faults
 
-    def _set_aside(self, artifact: Artifact, problem: str) -> None:
-        """Names a damaged artifact and moves it to `.damaged`, unless a process that holds its lock sees to it."""
+    def _set_aside(self, artifact: Artifact, problem: str) -> bool:
+        """Names a damaged artifact and moves it to `.damaged`, unless a process that holds its lock sees to it. Returns whether
+        it is whole after all: another one took its place while it was read."""
         with Faults(self.root), self.locked(f"{artifact.kind}-{artifact.key}", wait=False) as mine:
-            if mine and self.verify(artifact, again=True) is not None and artifact.path.is_dir():
+            if self.verify(artifact, again=True) is None:
+                return True
+            if mine and artifact.path.is_dir():
                 where = self._move(artifact.path, ".damaged")
                 self.notify(f"artifact {artifact.path} is damaged ({problem}): moved to {where}, it will be made again")
+            return False
 
     # Moving and removing
 
