@@ -104,6 +104,15 @@ def test_an_empty_text_is_nothing_and_two_are_no_value() -> None:
         parse_yaml("a: 1\n---\nb: 2", "here")
 
 
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("scales:\n  small: {n: 1}\n  small: {n: 2}\n")
+    with pytest.raises(UserError, match=r"mine.yaml: not YAML: the key 'small' is there twice .*line 3") as error:
+        read_yaml(path, "the budget")
+    assert "\n" not in str(error.value)
+    assert parse_yaml("{a: &a {x: 1}, b: {<<: *a, x: 2}, 1: 0, '1': 0}", "here")["b"] == {"x": 2}
+
+
 def test_a_time_is_a_text() -> None:
     found = parse_yaml("{a: 4:00:00, b: 10:00, c: 1:30.5, d: 90, e: 1.5, f: !!int '1:30'}", "here")
     assert found == {"a": "4:00:00", "b": "10:00", "c": "1:30.5", "d": 90, "e": 1.5, "f": 90}

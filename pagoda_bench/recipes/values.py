@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text. What it says by an alias is a copy, so that a change in one place leaves the others alone.
 
     Raises:
-        yaml.YAMLError: it is not YAML.
+        yaml.YAMLError: it is not YAML, or a group has a key twice.
         UserError: a value contains itself, or there are more than `LIMIT` values once every alias is written out; `where` the
             text stands is named.
     """
@@ -71,9 +71,20 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     has what was counted, by identity, so that an alias takes no time."""
     if id(node) not in known:
         parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            _once([key for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
         below = 0 if isinstance(node, yaml.ScalarNode) else sum(_size(part, known) for part in parts)
         known[id(node)] = min(1 + below, LIMIT + 1)
     return known[id(node)]
+
+
+def _once(keys: Sequence[yaml.ScalarNode]) -> None:
+    """Refuses keys of one group of which two are the same: the last would take the place of the others unsaid."""
+    seen: set[tuple[str, str]] = set()
+    for key in keys:
+        if (name := (key.tag, key.value)) in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' is there twice", key.start_mark)
+        seen.add(name)
 
 
 def _unshared(value: Any) -> Any:
