@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -165,6 +166,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     whole = task()
     train(whole, TrainConfig(steps=12, warmup=3), 7, context(tmp_path / "whole"))
     assert all(torch.equal(v, weights(last)[k]) for k, v in weights(whole).items())
+
+
+def test_what_a_killed_process_had_half_written_goes(tmp_path: Path) -> None:
+    checkpoints.save(tmp_path, {"step": 1}, keep=1)
+    before = sorted(tmp_path.iterdir())
+    program = (
+        "import os, pathlib, sys; from pagoda_bench.artifacts.checkpoint import save_atomic; "
+        "save_atomic(pathlib.Path(sys.argv[1]), lambda path: (path.write_bytes(b'half'), os.kill(os.getpid(), 9)))"
+    )
+    for path in (checkpoints.path_of(tmp_path, 2), checkpoints.part_of(tmp_path, 2, 1, 2)):
+        subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+    assert len(list(tmp_path.iterdir())) == len(before) + 2
+    assert checkpoints.newest(tmp_path) == {"step": 1}
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("keep", [1, 2])

@@ -68,7 +68,10 @@ def saved(folder: Path) -> list[Path]:
 
 def newest(folder: Path) -> dict[str, Any] | None:
     """The newest state that is whole, on the CPU; None when there is none. Every process calls it, and all get the same one: of
-    a sharded state, if there are as many of them as wrote it, each with its own parts alone."""
+    a sharded state, if there are as many of them as wrote it, each with its own parts alone. What processes that were killed
+    had half written goes: nobody writes before all have what they go on from."""
+    for left in [*folder.glob(".checkpoint-*.tmp-*"), *folder.glob(".part-*.tmp-*")] if not parallel.rank() else ():
+        left.unlink(missing_ok=True)
     for path in saved(folder):
         state = read(path, own=True)
         if not parallel.anywhere(state is None):
