@@ -53,3 +53,26 @@ def test_jobs_of_who_resumed_a_sweep_are_seen(fake: Path, store: Store, monkeypa
     (task,) = overview(Sweep(sweep.folder), store).tasks
     assert (task.state, task.job) == ("running", "102")
     assert submit_plan(Plan([Toy()], store), Profile(), name="second").borrowed == {Toy().key: (("102",), "bob")}
+
+
+@pytest.mark.parametrize("cause", ["preempted", "time limit"])
+def test_a_job_that_went_back_into_the_queue_is_what_slurm_says_of_it(fake: Path, store: Store, cause: str) -> None:
+    sweep = submit_plan(Plan([Toy()], store), Profile(), name="test")
+    sweep.event(Toy().key, "start", job="101", gpus=0, host="n")
+    sweep.event(Toy().key, "end", job="101", cause=cause, code=130, seconds=1.0, line="")
+
+    def state() -> tuple[str, str, str]:
+        (task,) = overview(sweep, store).tasks
+        return task.state, task.cause, task.line
+
+    (fake / "queue").write_text("101|CANCELLED|0:00||None\n")
+    assert state()[:2] == ("failed", "cancelled")
+    (fake / "queue").write_text("")
+    (fake / "sacct").write_text("101|CANCELLED by 0|1|n|None\n")
+    assert state()[:2] == ("failed", "cancelled")
+    (fake / "sacct").unlink()
+    assert state()[:2] == ("failed", cause)  # there is no accounting: nobody knows more
+    (fake / "bin" / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    assert state() == ("pending", "", "SLURM does not answer")
+    sweep.event(Toy().key, "note", job="101", line="the job could not be requeued")
+    assert state()[:2] == ("failed", cause)

@@ -36,6 +36,8 @@ ENDS = {
     "PREEMPTED": "preempted",
 }
 
+BACK = ("preempted", "time limit", "requeued", "node failed")  # ends after which a job goes back into the queue
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -198,7 +200,7 @@ def _telling(jobs: Sequence[str], seen: Mapping[str, slurm.Seen], events: list[d
 def _why(known: slurm.Seen | None, end: dict[str, Any] | None, said: str) -> tuple[str, str]:
     """The cause of a failure, from SLURM's word on the job, the end that the stage wrote down, and what its log `said` last."""
     ended = ENDS.get(known.state) if known else None
-    if ended and (end is None or end["cause"] in (DONE, "stopped", "killed", "failed")):
+    if ended and (end is None or end["cause"] in (DONE, "stopped", "killed", "failed", *BACK)):
         return ended, said
     if end is not None:
         return ("artifact gone", "") if end["cause"] == DONE else (end["cause"], end.get("line", ""))
@@ -217,8 +219,10 @@ def _open(events: list[dict[str, Any]]) -> bool:
 
 
 def _last_end(events: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The end of the last attempt of a job, from its events; None while it is open, or where it never began."""
-    return None if _open(events) else next((e for e in reversed(events) if e["event"] == "end"), None)
+    """The end of the last attempt of a job, from its events; None while it is open, where it never began, or where the job went
+    back into the queue after it (else a note follows)."""
+    end = None if _open(events) else next((e for e in reversed(events) if e["event"] == "end"), None)
+    return None if end is not None and end["cause"] in BACK and end is events[-1] else end
 
 
 def _used(events: list[dict[str, Any]], still: bool) -> tuple[float, float]:
