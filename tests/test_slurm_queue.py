@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_slurm import install, scripts
-from toy_stages import Toy
+from fake_slurm import install, options, scripts
+from toy_stages import Toy, ToySum, make
 
 from pagoda_bench.artifacts.store import Store
+from pagoda_bench.cli.main import main
 from pagoda_bench.errors import UserError
 from pagoda_bench.plan.dag import Plan
 from pagoda_bench.plan.requests import Profile
@@ -42,6 +43,18 @@ def test_nothing_is_submitted_while_the_queue_is_not_known(fake: Path, store: St
     (sweep.folder / "submissions" / "0001.json").unlink()
     submit_plan(Plan([Toy()], store), Profile(), name="second")
     assert len(scripts(fake)) == 2
+
+
+def test_resuming_a_stage_submits_what_it_needs(fake: Path, store: Store) -> None:
+    parts = (Toy(seed=1), Toy(seed=2))
+    above, other = ToySum(parts=parts), Toy(seed=3)
+    submit_plan(Plan([above, other], store), Profile(), name="test")
+    make(parts[0], store)
+    (fake / "queue").write_text("101_1|FAILED|0:05|n|x\n101_2|FAILED|0:05|n|x\n102|FAILED|0:05|n|x\n")
+    assert main(["resume", "test", above.key, "--store", str(store.root)]) == 0
+    (sweep,) = sweeps(store)
+    assert [job.keys for job in sweep.jobs[2:]] == [(parts[1].key,), (above.key,)]
+    assert options(scripts(fake)[-1])["dependency"] == "afterany:103"
 
 
 def test_jobs_of_who_resumed_a_sweep_are_seen(fake: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

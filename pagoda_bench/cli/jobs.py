@@ -60,7 +60,7 @@ def cancel(name: str, keys: tuple[str, ...], store_path: Path | None) -> None:
     epilog="""\b
 Examples:
   pagoda-bench resume table1                  whatever is not done and not in the queue
-  pagoda-bench resume table1 grow/3f2a        that stage, and what of the sweep needs it
+  pagoda-bench resume table1 grow/3f2a        that stage, what of the sweep needs it, and what these need
   pagoda-bench resume table1 --cluster big    with another profile: more memory, more time
 """
 )
@@ -87,7 +87,8 @@ def resume(name: str, keys: tuple[str, ...], cluster: str | None, jobs: int | No
         raise UserError(f"--cluster is for sweeps on a cluster; {sweep.name} ran on this machine")
     if not here and jobs is not None:
         raise UserError(f"--jobs is for local sweeps; of {sweep.name} the cluster's profile says it ('parallel')")
-    wanted = set(sweep.dependants(sweep.pick(keys))) if keys else set(sweep.tasks)
+    # without what it needs a job would only say that it is missing
+    wanted = set(sweep.upstream(sweep.dependants(sweep.pick(keys)))) if keys else set(sweep.tasks)
     tasks = overview(sweep, store).tasks
     missing = [t.key for t in tasks if t.key in wanted and t.state in ("failed", "blocked", "not submitted")]
     if not missing:
