@@ -118,6 +118,7 @@ def test_the_imagenet_scale_is_a_chain_and_its_cost_is_printed() -> None:
     assert "A100 1 USD an hour" in text
 
 
-def test_a_price_for_no_gpu_is_refused() -> None:
-    with pytest.raises(UserError, match="--price B7=1"):
-        CliRunner().invoke(command, [str(SCALE), "--price", "B7=1"], catch_exceptions=False)
+@pytest.mark.parametrize("price", ["B7=1", "A100=inf", "A100=nan", "A100=-1", "A100"])
+def test_a_price_that_is_none_is_refused(price: str) -> None:
+    with pytest.raises(UserError, match=f"--price {price}"):
+        CliRunner().invoke(command, [str(SCALE), "--price", price], catch_exceptions=False)

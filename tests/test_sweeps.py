@@ -207,6 +207,14 @@ def test_finding_sweeps(tmp_path: Path) -> None:
     assert first.recipe(Toy(seed=1).key) == Toy(seed=1)
 
 
+def test_a_sweep_whose_stages_cannot_be_read_is_no_sweep_of_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = Sweep.create(Plan([Toy()], Store(tmp_path)), "s", executor="local", data={})
+    (sweep.folder / "tasks.json").write_text('[{"key": ')
+    for verb in ("status", "resume", "cancel"):
+        assert cli.main([verb, "s", "--store", str(tmp_path)]) == 2
+        assert "holds no readable tasks.json: remove that folder" in capsys.readouterr().err
+
+
 def test_events_survive_a_line_that_was_cut(tmp_path: Path) -> None:
     sweep = Sweep.create(Plan([Toy()], Store(tmp_path)), "s", executor="slurm", data={})
     sweep.event("k", "start", job="1")

@@ -133,7 +133,9 @@ class Sweep:
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        value = read_json(self.folder / "tasks.json") or []
+        value = read_json(self.folder / "tasks.json")
+        if not isinstance(value, list):
+            raise UserError(f"{self.folder} holds no readable tasks.json: remove that folder and submit it again")
         return {t["key"]: Task(t["key"], t["kind"], t["title"], t["level"], tuple(t["needs"])) for t in value}
 
     def recipe(self, key: str) -> Recipe:
