@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,6 +119,6 @@ def _prices(values: tuple[str, ...]) -> dict[str, float]:
             found[gpu] = float(usd)
         except ValueError:
             found[gpu] = -1
-        if gpu not in PRICE or not found[gpu] >= 0:
+        if gpu not in PRICE or not 0 <= found[gpu] < math.inf:
             raise UserError(f"--price {value}: give GPU=USD with one of {', '.join(PRICE)}, e.g. A100=1.5")
     return found
