@@ -89,3 +89,20 @@ def test_a_job_that_went_back_into_the_queue_is_what_slurm_says_of_it(fake: Path
     assert state() == ("pending", "", "SLURM does not answer")
     sweep.event(Toy().key, "note", job="101", line="the job could not be requeued")
     assert state()[:2] == ("failed", cause)
+
+
+def test_gc_spares_the_work_of_a_stage_that_waits_in_the_queue(
+    fake: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pagoda_bench.resources.released_roots", list)
+    waits, ended = Toy(seed=1), Toy(seed=2)
+    submit_plan(Plan([waits, ended], store), Profile(), name="test")
+    work = {recipe.key: store.root / ".work" / f"toy-{recipe.key}" for recipe in (waits, ended)}
+    for folder in work.values():
+        folder.mkdir(parents=True)
+    (fake / "queue").write_text("101_0|PENDING|0:00||Priority\n101_1|FAILED|0:05|n|NonZeroExitCode\n")
+    assert main(["artifacts", "gc", "--older-than", "0", "--delete", "--store", str(store.root)]) == 0
+    assert [folder.is_dir() for folder in work.values()] == [True, False]
+    (fake / "queue").write_text("")
+    assert main(["artifacts", "gc", "--older-than", "0", "--delete", "--store", str(store.root)]) == 0
+    assert not work[waits.key].exists()

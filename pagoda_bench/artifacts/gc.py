@@ -28,10 +28,15 @@ class Garbage:
 
 
 def garbage(
-    store: Store, older_than: float, keep: Collection[Recipe] | None = None, living: Collection[str] = ()
+    store: Store,
+    older_than: float,
+    keep: Collection[Recipe] | None = None,
+    living: Collection[str] = (),
+    queued: Collection[str] = (),
 ) -> list[Garbage]:
-    """What may go from the local store. Nothing that a living process is making is ever in it, nor is the mark of a retraining
-    that a process runs, or whose session is among the `living` (those that wait in a queue).
+    """What may go from the local store. Nothing that a living process is making is ever in it, nor is the work of a stage that
+    is `queued` (`<kind>-<key>`), nor the mark of a retraining that a process runs, or whose session is among the `living`
+    (those that wait in a queue).
 
     - half-written artifacts of dead processes, artifacts that are damaged (moved aside, or without one of the files that
       every artifact has) and the trash: always;
@@ -39,7 +44,7 @@ def garbage(
     - artifacts: only with `keep`, and then those untouched for `older_than` seconds that are neither kept nor upstream of
       a kept one.
     """
-    found = [*_leftovers(store, older_than), *_marks(store, older_than, living)]
+    found = [*_leftovers(store, older_than, queued), *_marks(store, older_than, living)]
     wanted = {(r.kind, r.key) for kept in keep or () for r in walk(kept)}
     for artifact in store.artifacts():
         if artifact.released:
@@ -77,7 +82,7 @@ def remove(store: Store, items: Collection[Garbage]) -> int:
     return freed
 
 
-def _leftovers(store: Store, older_than: float) -> Iterator[Garbage]:
+def _leftovers(store: Store, older_than: float, queued: Collection[str]) -> Iterator[Garbage]:
     for area, why in ((".damaged", "damaged artifact"), (".trash", "artifact replaced or removed")):
         for path in sorted((store.root / area).glob("*")):
             yield Garbage(path, why, _size(path))
@@ -85,7 +90,7 @@ def _leftovers(store: Store, older_than: float) -> Iterator[Garbage]:
         if _free(store, path.name) and damage(path, path.name.rpartition("-")[2]) is not None:  # a whole one will land
             yield Garbage(path, "artifact half written by a process that is gone", _size(path))
     for path in sorted((store.root / ".work").glob("*")):
-        if _idle(path) >= older_than and _free(store, path.name) and _shards_free(store, path.name):
+        if path.name not in queued and _idle(path) >= older_than and _free(store, path.name) and _shards_free(store, path.name):
             yield Garbage(path, "interrupted work", _size(path))
 
 

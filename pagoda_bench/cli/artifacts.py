@@ -218,13 +218,13 @@ def gc(delete: bool, older_than: float, keep: tuple[str, ...], store_path: Path 
     Goes always: what processes that are gone left half written, damaged artifacts, and the trash. Goes after --older-than
     days: interrupted work (the checkpoints that a repeated command would go on from), and the marks of interrupted --retrain
     runs (without its mark, such a command starts anew). Goes only with --keep: artifacts. What a living process is making
-    never goes, nor does the mark of a retraining that runs or waits in a queue, nor do released artifacts.
+    never goes, nor do the work of a stage and the mark of a retraining that wait in a queue, nor released artifacts.
     """
     from pagoda_bench.artifacts.gc import garbage, remove
-    from pagoda_bench.plan.watch import retrainings
+    from pagoda_bench.plan.watch import living
 
     store = open_store(store_path)
-    items = garbage(store, older_than * 86400, [_kept(store, name) for name in keep] if keep else None, retrainings(store))
+    items = garbage(store, older_than * 86400, [_kept(store, name) for name in keep] if keep else None, *living(store))
     freed = remove(store, items) if delete else 0
     total = sum(item.size for item in items)
     if as_json:

@@ -129,10 +129,24 @@ def overview(sweep: Sweep, store: Store) -> Overview:
     return found
 
 
-def retrainings(store: Store) -> set[str]:
-    """The sessions of the retrainings of which something runs or waits, here or on a cluster; each costs an `overview`."""
-    unfinished = [sweep for sweep in sweeps(store) if sweep.about["session"] is not None and not sweep.closed]
-    return {sweep.about["session"] for sweep in unfinished if not overview(sweep, store).over}
+def living(store: Store) -> tuple[set[str], set[str]]:
+    """What something runs or waits for, here or on a cluster: the sessions of retrainings, and by `<kind>-<key>` the stages in
+    a cluster's queue of which there is work to go on from. Costs an `overview` of each sweep that may have one."""
+    sessions: set[str] = set()
+    stages: set[str] = set()
+    for sweep in sweeps(store):
+        if sweep.closed:
+            continue
+        session = sweep.about["session"]
+        names = {key: f"{task.kind}-{key}" for key, task in sweep.tasks.items() if sweep.about["executor"] == "slurm"}
+        half_made = any((store.root / ".work" / name).is_dir() for name in names.values())
+        if session is None and not half_made:
+            continue
+        found = overview(sweep, store)
+        if session is not None and not found.over:
+            sessions.add(session)
+        stages |= {names[task.key] for task in found.tasks if task.key in names and task.state in ("running", "pending")}
+    return sessions, stages
 
 
 def made(task: Task, store: Store, session: str | None) -> Path | None:
