@@ -15,7 +15,7 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.plan.dag import Plan
 from pagoda_bench.plan.requests import Profile
 from pagoda_bench.plan.slurm import resume, submit_plan
-from pagoda_bench.plan.sweeps import Sweep, sweeps
+from pagoda_bench.plan.sweeps import Sweep, find_sweep, sweeps
 from pagoda_bench.plan.watch import overview
 
 pytest.importorskip("submitit", reason="pip install 'pagoda-bench[slurm]'")
@@ -106,3 +106,24 @@ def test_gc_spares_the_work_of_a_stage_that_waits_in_the_queue(
     (fake / "queue").write_text("")
     assert main(["artifacts", "gc", "--older-than", "0", "--delete", "--store", str(store.root)]) == 0
     assert not work[waits.key].exists()
+
+
+def test_a_resumed_sweep_waits_for_the_job_of_another(fake: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    def status(name: str) -> list[tuple[str, str]]:
+        return [(task.state, task.job) for task in overview(find_sweep(store, name), store).tasks]
+
+    submit_plan(Plan([Toy()], store), Profile(), name="first")
+    (fake / "queue").write_text("101|FAILED|0:05|n|x\n")
+    submit_plan(Plan([Toy()], store), Profile(), name="second")
+    (fake / "queue").write_text("101|FAILED|0:05|n|x\n102|RUNNING|0:05|n|None\n")
+    resumed = ["resume", "first", "--store", str(store.root)]
+    assert main(resumed) == 0
+    assert status("first") == [("running", "102")]
+    assert main(resumed) == 0
+    assert "nothing to resume" in capsys.readouterr().out
+    assert main(["cancel", "first", "--store", str(store.root)]) == 0
+    assert not (fake / "cancelled").exists()  # what is not its own
+    (fake / "queue").write_text("102|FAILED|0:05|n|x\n")
+    assert main(resumed) == 0
+    (fake / "queue").write_text("102|FAILED|0:05|n|x\n103|PENDING|0:00||Priority\n")
+    assert status("first") == [("pending", "103")]

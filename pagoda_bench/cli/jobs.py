@@ -47,7 +47,8 @@ def cancel(name: str, keys: tuple[str, ...], store_path: Path | None) -> None:
         click.echo(f"{len(alive)} stages cancelled")
         return
     wanted = sweep.dependants(sweep.pick(keys)) if keys else list(sweep.tasks)
-    own = sweep.elements()  # not what another sweep has in the queue
+    others = sweep.borrowed
+    own = {key: jobs for key, jobs in sweep.elements().items() if key not in others}  # not what another sweep has in the queue
     jobs = [job for key in wanted if key in alive for job in own.get(key, ())]
     if not keys:  # whole arrays: shorter for the scheduler
         jobs = sorted({job.partition("_")[0] for job in jobs}, key=int)

@@ -93,8 +93,8 @@ def submit_tasks(sweep: Sweep, keys: Sequence[str], profile: Profile, store: Sto
     """One call of sbatch for each level, shape and `MaxArraySize` elements. Must run inside `submitting`."""
     session = sweep.about["session"]
     live = live_jobs(store, session)
-    sweep.borrow({key: live[key] for key in keys if key in live})
     wanted = [t for key in keys if key not in live and made(t := sweep.tasks[key], store, session) is None]
+    sweep.borrow({key: live[key] for key in keys if key in live}, own=[task.key for task in wanted])
     requests = {task.key: profile.request(sweep.recipe(task.key)) for task in wanted}
     limit = slurm.max_array_size()
     makers = {key: {job.partition("_")[0] for job in jobs} for key, (jobs, _) in live.items()}  # what makes a key

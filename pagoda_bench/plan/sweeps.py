@@ -185,13 +185,15 @@ class Sweep:
 
     @property
     def borrowed(self) -> dict[str, tuple[tuple[str, ...], str]]:
-        """Key -> (jobs, their user) for stages that another sweep had in the queue when this one was submitted."""
+        """Key -> (jobs, their user) for stages that another sweep had in the queue when this one was last submitted."""
         value = read_json(self.folder / "borrowed.json") or {}
         return {key: (tuple(jobs), user) for key, (jobs, user) in value.items()}
 
-    def borrow(self, jobs: Mapping[str, tuple[tuple[str, ...], str]]) -> None:
-        if jobs:
-            write_json(self.folder / "borrowed.json", {**self.borrowed, **jobs})
+    def borrow(self, jobs: Mapping[str, tuple[tuple[str, ...], str]], own: Iterable[str] = ()) -> None:
+        """Notes `jobs` of other sweeps; the keys in `own` are this one's to make again."""
+        before = self.borrowed
+        if (after := {**{key: of for key, of in before.items() if key not in set(own)}, **jobs}) != before:
+            write_json(self.folder / "borrowed.json", after)
 
     def next_submission(self) -> Path:
         """A new, empty folder for submitit: ids of jobs may come again, its files must not be met again."""

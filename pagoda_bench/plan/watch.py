@@ -94,7 +94,7 @@ def overview(sweep: Sweep, store: Store) -> Overview:
     """One query to the scheduler, a second one to its accounting if a job is gone whose end nobody wrote down."""
     about, borrowed = sweep.about, sweep.borrowed
     session = about["session"]
-    jobs = {**{key: ids for key, (ids, _) in borrowed.items()}, **sweep.elements()}
+    jobs = {**sweep.elements(), **{key: ids for key, (ids, _) in borrowed.items()}}
     done = {task.key for task in sweep.tasks.values() if made(task, store, session) is not None}
     seen: dict[str, slurm.Seen] = {}
     answered: list[str] = []
