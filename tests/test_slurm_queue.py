@@ -127,3 +127,16 @@ def test_a_resumed_sweep_waits_for_the_job_of_another(fake: Path, store: Store, 
     assert main(resumed) == 0
     (fake / "queue").write_text("102|FAILED|0:05|n|x\n103|PENDING|0:00||Priority\n")
     assert status("first") == [("pending", "103")]
+
+
+def test_a_job_that_never_began_does_not_say_why_the_one_before_it_failed(fake: Path, store: Store) -> None:
+    sweep = submit_plan(Plan([Toy()], store), Profile(), name="test")
+    sweep.event(Toy().key, "start", job="101", gpus=0, host="n")
+    sweep.event(Toy().key, "end", job="101", cause="out of memory", code=1, seconds=5.0, line="CUDA out of memory")
+    (fake / "queue").write_text("101|FAILED|0:05|n|x\n")
+    (task,) = overview(sweep, store).tasks
+    assert (task.cause, task.line) == ("out of memory", "CUDA out of memory")
+    assert resume(sweep, [Toy().key], Profile(), store) == 1
+    (fake / "queue").write_text("101|FAILED|0:05|n|x\n102|FAILED|0:00|n|RaisedSignal\n")
+    (task,) = overview(sweep, store).tasks
+    assert (task.job, task.cause, task.line, task.attempts) == ("102", "ended before it could say why", "RaisedSignal", 1)

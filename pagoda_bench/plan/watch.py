@@ -172,7 +172,7 @@ def _standing(
 ) -> Standing:
     job = _telling(jobs, seen, events)
     own = _of(events, job) if len(jobs) > 1 else events
-    ends = [e for e in own if e["event"] == "end"]
+    ends = [e for e in (_of(events, job) if job else own) if e["event"] == "end"]  # not that of a job before it
     starts = [e for e in own if e["event"] == "start"]
     seconds, gpu_seconds = _used(events, still=not done)
     known = seen.get(job)
