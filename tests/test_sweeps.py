@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -257,6 +258,30 @@ def test_a_snapshot_holds_the_tree_as_it_stands(tmp_path: Path) -> None:
     assert freeze(area, folder)["path"] == str(folder)  # a submission from a snapshot uses that one
     (package / "kept.py").write_text("changed\n")
     assert freeze(area, root)["path"] == str(folder)  # the same code is kept once
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_file_that_changes_while_the_snapshot_is_taken(gone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder would be named by what the file held before, and later submissions of that code would run the other."""
+    root, area, copy = tmp_path / "checkout", tmp_path / "area", shutil.copy2
+    (root / "pagoda_bench").mkdir(parents=True)
+    file = root / "pagoda_bench" / "a.py"
+    file.write_text("one\n")
+    git = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+
+    def meanwhile(source: Path, target: Path) -> None:
+        file.unlink() if gone else file.write_text("two\n")
+        copy(source, target)
+
+    monkeypatch.setattr("shutil.copy2", meanwhile)
+    with pytest.raises(UserError, match="changed while the snapshot for the jobs was taken: submit again"):
+        freeze(area, root)
+    monkeypatch.undo()
+    file.write_text("one\n")
+    assert (Path(freeze(area, root)["path"]) / "pagoda_bench" / "a.py").read_text() == "one\n"
+    assert len(list((area / ".code").iterdir())) == 1
 
 
 def test_an_installed_version_needs_no_snapshot(tmp_path: Path) -> None:

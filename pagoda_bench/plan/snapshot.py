@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,11 @@ def freeze(area: Path, root: Path | None = None) -> dict[str, Any]:
             stage = area / ".code" / f".{digest}-{secrets.token_hex(4)}"
             for name in files:
                 (stage / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(root / name, stage / name)
+                with suppress(FileNotFoundError):
+                    shutil.copy2(root / name, stage / name)
+            if _digest(stage, [name for name in files if (stage / name).is_file()]) != digest:
+                shutil.rmtree(stage)
+                raise UserError(f"files of {root} changed while the snapshot for the jobs was taken: submit again")
             if (root / "results").is_dir():  # released artifacts are named by their content: no need to copy them
                 (stage / "results").symlink_to(root / "results")
             (stage / DIFF).write_bytes(diff)
