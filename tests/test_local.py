@@ -53,6 +53,18 @@ def test_a_failure_takes_along_only_what_needs_it(tmp_path: Path) -> None:
     assert "which failed" in outcome.failures[above.key]
 
 
+def test_a_user_without_a_name_has_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    store = Store(tmp_path / "store")
+    assert not run_local(Plan([Toy()], store)).failures
+    assert find_sweep(store, None).about["user"] == str(os.getuid())
+
+
 def test_a_killed_process_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log, recipe = tmp_path / "steps", Toy(seed=1, train=ToyTrain(steps=6))
     monkeypatch.setenv("TOY_STEPS_LOG", str(log))

@@ -1,7 +1,9 @@
-"""Which process a number means: the system gives the numbers of dead processes to others."""
+"""Which process a number means, as the system gives the numbers of dead processes to others; and who runs this one."""
 
 from __future__ import annotations
 
+import getpass
+import os
 import subprocess
 from pathlib import Path
 
@@ -28,3 +30,11 @@ def _by_ps(pid: int) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def user() -> str:
+    """The user's name; the number where it has none, as in a container that runs under any."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

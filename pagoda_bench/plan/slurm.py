@@ -7,7 +7,6 @@ submits the arrays and starts the tasks; each task is a command and a JSON file 
 
 from __future__ import annotations
 
-import getpass
 import os
 import shlex
 import shutil
@@ -23,6 +22,7 @@ from pagoda_bench.artifacts.store import Store
 from pagoda_bench.errors import UserError, nearest
 from pagoda_bench.plan import slurm_query as slurm
 from pagoda_bench.plan.dag import Plan
+from pagoda_bench.plan.processes import user as me
 from pagoda_bench.plan.requests import Profile, Request, shapes
 from pagoda_bench.plan.slurm_task import StageTask
 from pagoda_bench.plan.snapshot import freeze
@@ -146,7 +146,7 @@ def live_jobs(store: Store, session: str | None = None) -> dict[str, tuple[tuple
 def _queue(user: str) -> dict[str, slurm.Seen]:
     """What a user has in the queue: nothing, if SLURM does not know who that is."""
     found = slurm.queue(user)
-    if found is None and slurm.queue(getpass.getuser()) is None:
+    if found is None and slurm.queue(me()) is None:
         raise UserError("SLURM does not answer ('squeue' fails), so what is in the queue already is not known: try again later")
     return found or {}
 
@@ -259,7 +259,7 @@ def _sbatch(sweep: Sweep, tasks: Sequence[Task], request: Request, profile: Prof
     parts = [(task.key, f"{i}/{n}" if n > 1 else None) for task in tasks for i in range(n)]
     jobs = submit_array(runner, [StageTask(str(sweep.folder), key, request.minutes, shard) for key, shard in parts])
     keys = tuple(key for key, _ in parts)
-    return Job(jobs[0].job_id.partition("_")[0], len(jobs) > 1, keys, f"submissions/{folder.name}", getpass.getuser())
+    return Job(jobs[0].job_id.partition("_")[0], len(jobs) > 1, keys, f"submissions/{folder.name}", me())
 
 
 def submit_array(runner: SlurmExecutor, callables: Sequence[Any]) -> Sequence[Any]:

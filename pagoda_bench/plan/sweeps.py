@@ -14,7 +14,6 @@ The folder informs; whether a stage is done is for the store to say.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import re
@@ -34,6 +33,7 @@ from pagoda_bench.artifacts.provenance import now
 from pagoda_bench.artifacts.store import Store
 from pagoda_bench.errors import UserError, nearest
 from pagoda_bench.plan.dag import Plan
+from pagoda_bench.plan.processes import user
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.registry import read_recipe
 
@@ -105,7 +105,7 @@ class Sweep:
                 "name": folder.name,
                 "executor": executor,
                 "created": now(),
-                "user": getpass.getuser(),
+                "user": user(),
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "store": str(plan.store.root),
