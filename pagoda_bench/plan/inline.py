@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,7 @@ def run_plan(
 
     Raises:
         UserError: a stage failed. With `keep_going` the failure is noted instead, for the stage and for all that needs it,
-            and the rest is made.
+            and the rest is made; so it is where a stage has a fault of its own, whose traceback is shown.
     """
     with plan.running():
         outcome = _run(plan, data, keep_going, report or reporter())
@@ -68,6 +69,13 @@ def _run(plan: Plan, data: Mapping[str, Path] | None, keep_going: bool, report: 
                     raise UserError(f"{recipe.title} ({recipe.kind}/{recipe.key}): {error}") from error
                 outcome.failures[recipe.key] = str(error)
                 report.fail(recipe, str(error))
+            except Exception as error:  # a fault in one method is no reason to lose the other rows
+                if not keep_going:
+                    raise
+                report.say(traceback.format_exc().rstrip())
+                line = " ".join(f"{type(error).__name__}: {error}".split())
+                outcome.failures[recipe.key] = line
+                report.fail(recipe, line)
     finally:
         store.notify = notify
         report.close()
