@@ -116,6 +116,23 @@ def test_an_exception_publishes_nothing_and_keeps_the_work(store: Store) -> None
     assert not store.half_made(Toy())
 
 
+def test_what_was_begun_of_other_inputs_is_not_gone_on_with(store: Store, said: list[str]) -> None:
+    """An input that was made again with other bytes (on another machine, say): half of the work would be of the old one."""
+    part = Toy(seed=1)
+    recipe = ToySum(parts=(part,))
+    make(part, store)
+    interrupt(recipe, store, "half", "x")
+    interrupt(recipe, store, "other half", "x")  # the same inputs: both attempts lie there
+    work = store.root / ".work" / f"toy-sum-{recipe.key}"
+    assert {"half", "other half"} <= {path.name for path in work.iterdir()}
+    shutil.rmtree(store.find(part).path)
+    with store.making(part) as context:
+        (context.out / "state.txt").write_text("other bytes")
+    interrupt(recipe, store, "anew", "x")
+    assert {path.name for path in work.iterdir() if path.name[0] != "."} == {"anew"}
+    assert said == [f"what was begun of sum of 1 (toy-sum/{recipe.key}) had other inputs: it begins anew"]
+
+
 @pytest.mark.parametrize(("name", "message"), [(None, "wrote no file"), ("digests.json", "a name the store reserves")])
 def test_what_a_stage_must_not_do(store: Store, name: str | None, message: str) -> None:
     def run() -> None:

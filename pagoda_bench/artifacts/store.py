@@ -35,6 +35,8 @@ from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Recipe
 from pagoda_bench.recipes.registry import read_recipe
 
+INPUTS = ".inputs.json"  # in a work folder: the digests of the inputs of what lies there, by key
+
 Info = Mapping[str, float | str]
 
 
@@ -156,9 +158,24 @@ class Store:
     def half_made(self, recipe: Recipe) -> bool:
         """Whether an interrupted attempt left something to go on from."""
         work = self.root / ".work" / _name(recipe)
-        return work.is_dir() and any(path.name != ATTEMPTS for path in work.iterdir())
+        return work.is_dir() and any(path.name not in (ATTEMPTS, INPUTS) for path in work.iterdir())
 
     # Making
+
+    def open_work(self, recipe: Recipe, inputs: Mapping[str, Artifact], session: str | None) -> Path:
+        """The work folder of a stage, for who holds its lock. What lies there is cleared away first where it is of no use here:
+        made of inputs with other bytes, which were made again since, or outside this retraining."""
+        work = self.root / ".work" / _name(recipe)
+        now, before = {key: artifact.digest for key, artifact in inputs.items()}, read_json(work / INPUTS)
+        if isinstance(before, dict) and before != now:
+            self.notify(f"what was begun of {_label(recipe)} had other inputs: it begins anew")
+            _remove(work)
+        elif session is not None and work.is_dir() and (read_json(work / ATTEMPTS) or {}).get("session") != session:
+            _remove(work)
+        work.mkdir(parents=True, exist_ok=True)
+        if before != now:
+            write_json(work / INPUTS, now)
+        return work
 
     @contextmanager
     def making(
@@ -175,7 +192,7 @@ class Store:
         Raises:
             UserError: an input is absent; the store cannot be written to; its disk is full.
         """
-        stage, work = self.root / ".staging" / _name(recipe), self.root / ".work" / _name(recipe)
+        stage = self.root / ".staging" / _name(recipe)
         with Faults(self.root, f" while making {_label(recipe)}"), self.locked(_name(recipe)):
             if (stage / DIGESTS).is_file() and damage(stage, recipe.key) is None:  # whole, but killed before it landed
                 self._land(stage, self.root / recipe.kind / recipe.key)
@@ -184,9 +201,7 @@ class Store:
                 yield None
                 return
             inputs = {parent.key: self.input_of(recipe, parent, session) for parent in recipe.inputs()}
-            if session is not None and work.is_dir() and (read_json(work / ATTEMPTS) or {}).get("session") != session:
-                _remove(work)
-            work.mkdir(parents=True, exist_ok=True)
+            work = self.open_work(recipe, inputs, session)
             stage.mkdir(parents=True)
             attempt = Attempt(work, session)
             touch(self.root, session)

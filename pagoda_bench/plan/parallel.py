@@ -80,17 +80,16 @@ def _share(
     if store.find(recipe, session) is not None:
         return True
     name = f"{recipe.kind}-{recipe.key}"
-    work, own = store.root / ".work" / name, f".shard-{shard[0]}-{shard[1]}"
-    inputs = _inputs(recipe, store, session)
+    own = f".shard-{shard[0]}-{shard[1]}"
+    inputs = {parent.key: store.input_of(recipe, parent, session) for parent in recipe.inputs()}
     sharder = load_function(recipe, recipe.sharder)
     # Of the shard's own lock gc sees that somebody works here; it is taken first, since the other is taken again at the end.
     with Faults(store.root, f" while making {recipe.title}"), store.locked(shard_of(name, *shard)):
         with store.locked(name):  # while another process makes the whole, there is nothing to share
             if store.find(recipe, session) is not None:
                 return True
-            if session is not None and work.is_dir() and (read_json(work / ATTEMPTS) or {}).get("session") != session:
-                shutil.rmtree(work)
-            (work / own).mkdir(parents=True, exist_ok=True)
+            work = store.open_work(recipe, inputs, session)
+            (work / own).mkdir(exist_ok=True)
             if not (work / ATTEMPTS).exists():
                 write_json(work / ATTEMPTS, {"session": session, "attempts": []})
         attempt = Attempt(work / own, session)
@@ -101,7 +100,8 @@ def _share(
             attempt.beat()
             report.progress(done, total, info)
 
-        context = StageContext(work / own, work, inputs, dict(data or {}), progress)
+        folders = {key: artifact.path for key, artifact in inputs.items()}
+        context = StageContext(work / own, work, folders, dict(data or {}), progress)
         try:
             whole = bool(sharder(recipe, context, *shard))
         except FileNotFoundError:
