@@ -8,6 +8,14 @@ Values = dict[str, Any]
 
 _BLUR = [0.4, 0.6]
 _SMALL: Values = {"lr": 1.0e-3, "ema": 0.998, "precision": "bf16"}
+_TO_32: Values = {
+    "resolution": 32,
+    "patch": 2,
+    "channels": 32,
+    "encoder": [1.25, 2],
+    "attention": [8],
+    "group_channels": 4,
+}
 
 PRESETS: dict[str, Values] = {
     "smoke": {
@@ -50,14 +58,7 @@ PRESETS: dict[str, Values] = {
     "embedded-32": {
         "stages": [
             {
-                "net": {
-                    "resolution": 32,
-                    "patch": 2,
-                    "channels": 32,
-                    "encoder": [1.25, 2],
-                    "attention": [8],
-                    "group_channels": 4,
-                },
+                "net": _TO_32,
                 "train": {**_SMALL, "batch": 8, "lr": 3.0e-3},
                 "strata": "shuffled",
                 "augment": {"blur": _BLUR},
@@ -69,14 +70,7 @@ PRESETS: dict[str, Values] = {
     "cifar10": {
         "stages": [
             {
-                "net": {
-                    "resolution": 32,
-                    "patch": 2,
-                    "channels": 32,
-                    "encoder": [1.25, 2],
-                    "attention": [8],
-                    "group_channels": 4,
-                },
+                "net": _TO_32,
                 "train": {**_SMALL, "batch": 48},
             },
         ],
