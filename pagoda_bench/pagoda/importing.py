@@ -113,7 +113,7 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors, or is no checkpoint: it is not opened, because reading it could run code; "
             "save its state_dict alone"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:  # broken zips, truncated files
+    except Exception as error:  # broken zips, truncated files; of other bytes an unpickler may raise anything
         raise UserError(f"{path} is no whole PyTorch file: {str(error).partition(chr(10))[0]}") from None
     return _tensors(loaded, path)
 
