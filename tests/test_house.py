@@ -54,7 +54,8 @@ def matches(pattern: re.Pattern[str], paths: list[Path]) -> list[str]:
 
 
 def broad_excepts(source: str) -> list[int]:
-    """Lines of handlers that catch everything and do not end in `raise`, so that a lost result could pass unseen."""
+    """Lines of handlers that catch everything and do not end in `raise` (the same, or what says it in one line), so that a lost
+    result could pass unseen."""
 
     def catches_all(kind: ast.expr | None) -> bool:
         kinds = kind.elts if isinstance(kind, ast.Tuple) else [kind]
@@ -63,9 +64,7 @@ def broad_excepts(source: str) -> list[int]:
     return [
         node.lineno
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ExceptHandler)
-        and catches_all(node.type)
-        and not (isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None)
+        if isinstance(node, ast.ExceptHandler) and catches_all(node.type) and not isinstance(node.body[-1], ast.Raise)
     ]
 
 
@@ -127,6 +126,8 @@ def test_the_patterns_see_what_they_should(pattern: re.Pattern[str], bad: list[s
         ("except:\n    pass", [3]),
         ("except ValueError:\n    pass", []),
         ("except BaseException:\n    print()\n    raise", []),
+        ("except Exception as error:\n    raise ValueError() from error", []),
+        ("except Exception:\n    raise ValueError()\n    return None", [3]),
     ],
 )
 def test_broad_excepts_are_seen(handler: str, lines: list[int]) -> None:

@@ -104,24 +104,6 @@ def test_a_failure_ends_the_run_or_is_collected(store: Store, lines: Lines) -> N
     assert outcome.artifacts.keys() == set(keys([A, B, RIGHT]))
 
 
-def test_a_fault_of_a_stage_costs_what_needs_it_and_no_more(
-    store: Store, lines: Lines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*arguments: object) -> None:
-        raise RuntimeError("out of\n memory")
-
-    monkeypatch.setattr("toy_stages.run_failing", broken)
-    bad = ToyFailing(parts=(B,))
-    with pytest.raises(RuntimeError):
-        run_plan(Plan([bad, RIGHT], store), report=lines)
-    outcome = run_plan(Plan([ToySum(parts=(A, bad)), RIGHT], store), keep_going=True, report=lines)
-    assert outcome.failures[bad.key] == "RuntimeError: out of memory"
-    assert outcome.artifacts.keys() >= set(keys([A, B, RIGHT]))
-    said = lines._stream.getvalue()
-    assert "Traceback" in said
-    assert "in broken" in said
-
-
 # Retraining
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,23 +64,29 @@ def _run(plan: Plan, data: Mapping[str, Path] | None, keep_going: bool, report: 
                 for parent in recipe.inputs():
                     if parent.key in outcome.failures:
                         raise UserError(f"it needs {parent.title} ({parent.key[:8]}), which failed")
-                outcome.artifacts[recipe.key] = _make(recipe, store, data, report, plan.session)
+                with _faults(report) if keep_going else nullcontext():
+                    outcome.artifacts[recipe.key] = _make(recipe, store, data, report, plan.session)
             except UserError as error:
                 if not keep_going:
                     raise UserError(f"{recipe.title} ({recipe.kind}/{recipe.key}): {error}") from error
                 outcome.failures[recipe.key] = str(error)
                 report.fail(recipe, str(error))
-            except Exception as error:  # a fault in one method is no reason to lose the other rows
-                if not keep_going:
-                    raise
-                report.say(traceback.format_exc().rstrip())
-                line = " ".join(f"{type(error).__name__}: {error}".split())
-                outcome.failures[recipe.key] = line
-                report.fail(recipe, line)
     finally:
         store.notify = notify
         report.close()
     return outcome
+
+
+@contextmanager
+def _faults(report: Reporter) -> Iterator[None]:
+    """A fault of a stage is shown with its traceback and goes on as a `UserError`: it is no reason to lose the other rows."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        report.say(traceback.format_exc().rstrip())
+        raise UserError(" ".join(f"{type(error).__name__}: {error}".split())) from error
 
 
 def run_stage(

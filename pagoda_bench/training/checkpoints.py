@@ -7,6 +7,8 @@ over, so that the one before it is where the training goes on.
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from pagoda_bench.artifacts.store import say
 from pagoda_bench.training import parallel, sharding
 
 OLD = "checkpoint.pt"  # as earlier releases called the only one
+# What torch.load raises for files that are cut short or changed, and have no digest that would say so.
+UNREADABLE: tuple[type[Exception], ...] = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError)
+UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -88,7 +93,7 @@ def read(path: Path, *, own: bool = False) -> dict[str, Any] | None:
             files = [part_of(path.parent, state["step"], rank, processes) for rank in ranks]
             parts = [None if alone and rank != parallel.rank() else _load(files[rank]) for rank in ranks]
             state = sharding.united(state, parts)
-    except Exception as error:  # of a file that is cut short or changed an unpickler may raise anything
+    except UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
         say(f"checkpoint {path} is damaged ({reason}) and passed over")
         return None
