@@ -247,6 +247,7 @@ def test_kept_states_of_the_frozen_part_are_those_without_guidance() -> None:
         (lambda: TeacherPairs.load({"teacher": KNOWING, "count": 4, "guidance": [-1, 1]}, "x"), "greater than or equal to 0"),
         (lambda: _student(guided={**_fields(GUIDED), "guidance": None}), "give `guidance` a range"),
         (lambda: _student(pairs=PAIRS), "the same teacher"),
+        (lambda: _student(pairs=GUIDED, guided=None), "give guided samples as `guided`"),
     ],
 )
 def test_what_cannot_be_guided_is_refused_in_one_line(make: Any, words: str) -> None:

@@ -187,6 +187,8 @@ class Distill(Recipe, kind="distill"):
     @model_validator(mode="after")
     def _looks(self) -> Distill:
         _seen_through(self.features, self.loss)
+        if isinstance(self.pairs, TeacherPairs) and self.pairs.guidance is not None:
+            raise ValueError("pairs: L_rec is told no guidance weight: give guided samples as `guided`")
         if self.guided is not None and self.guided.guidance is None:
             raise ValueError("guided: its samples are of no guidance weight: give `guidance` a range, such as [0, 2]")
         if self.guided is not None and self.guided.teacher != self.pairs.teacher:
