@@ -24,7 +24,7 @@ from pagoda_bench.pagoda.importing import recipe_of, run
 from pagoda_bench.recipes.base import Recipe, walk
 from pagoda_bench.recipes.formats import Format
 from pagoda_bench.recipes.imported import Imported, ImportedOneStep, ReleasedOneStep
-from pagoda_bench.recipes.stages import Distill, Grow, OneStep, UNetConfig
+from pagoda_bench.recipes.stages import Distill, Grow, OneStep, TeacherPairs, UNetConfig
 from pagoda_bench.tables import methods
 from pagoda_bench.tables.scales import Scale
 from tests.official import fill
@@ -152,6 +152,15 @@ def test_what_stage_3_cannot_go_on_from(store: Store, tmp_path: Path) -> None:
     for option in ({"taught": 0.5}, {"target": "teacher"}):
         with pytest.raises(UserError, match="leave the options 'taught' and 'target' away"):
             methods.pagoda(scale(**sections, methods={"pagoda": option}), 16)
+
+
+def test_a_recipe_cannot_say_that_released_weights_take_a_guidance_weight(store: Store, tmp_path: Path) -> None:
+    of, found = imported(store, "pagoda-64", NET, tmp_path), scale(teacher={"net": NET.to_dict(), "train": TRAIN, "drop": 0.1})
+    guided = TeacherPairs(teacher=found.teacher_model(), count=4, points=2, guidance=(0.0, 2.0))
+    fields = {"of": of, "pairs": found.distilled().pairs, "features": found.looked_through()}
+    assert OneStep(of=ReleasedOneStep.load(fields, "x")).guided_by == "none"
+    with pytest.raises(UserError, match="leave train, loss and guided away"):
+        ReleasedOneStep.load({**fields, "guided": guided}, "x")
 
 
 def test_the_work_of_a_chain_on_released_weights_is_not_counted_ahead(store: Store, tmp_path: Path) -> None:

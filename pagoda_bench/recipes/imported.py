@@ -98,8 +98,8 @@ class ReleasedOneStep(Distill, kind="released-one-step"):
                 f"the weights take latents of {ours.resolution} px and {ours.classes} classes, the teacher's are of "
                 f"{theirs.resolution} px and {theirs.classes} classes"
             )
-        if self.train.steps or self.loss != LossConfig(features="projected"):
-            raise ValueError("released weights are taken as they are: leave train and loss away")
+        if self.train.steps or self.loss != LossConfig(features="projected") or self.guided is not None:
+            raise ValueError("released weights are taken as they are: leave train, loss and guided away")
         return self
 
     def inputs(self) -> list[Recipe]:
