@@ -70,6 +70,7 @@ def test_images_are_what_they_were(name: str, labelled: bool, real: np.ndarray, 
     place = write(tmp_path / name, real[order], (INDICES % 10)[order] if labelled else None)
     generator = recipes.samples(toy_scale(samples={"samples": str(place)}), SIZE)
     images = sampled(generator, tmp_path / "run")
+    assert generator.guided_by == "not stated"
     if not labelled:
         np.testing.assert_array_equal(images, real)
     else:
@@ -155,6 +156,7 @@ def test_a_program_makes_the_images(real: np.ndarray, tmp_path: Path) -> None:
     program.write_text(PROGRAM)
     generator = command(program, source)
     assert models(generator) == [generator.of]
+    assert generator.guided_by == "not stated"
     make.run(generator.of, ctx(tmp_path))
     np.testing.assert_array_equal(sampled(generator, tmp_path, {generator.of.key: tmp_path / "out"}), real)
     # Another program under the same name is another row; a longer limit is not.

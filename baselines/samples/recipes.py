@@ -11,6 +11,7 @@ from pydantic import Field
 
 from baselines.sections import class_count
 from pagoda_bench.errors import Unavailable, UserError
+from pagoda_bench.metrics.protocol import NOT_STATED
 from pagoda_bench.recipes.base import Recipe, result_neutral
 from pagoda_bench.recipes.methods import describe
 from pagoda_bench.recipes.stages import Generator
@@ -22,7 +23,15 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 LABELS = "labels.csv"
 
 
-class GivenImages(Generator, kind="given-images"):
+class Theirs(Generator):
+    """Images alone do not say what guided them."""
+
+    @property
+    def guided_by(self) -> str:
+        return NOT_STATED
+
+
+class GivenImages(Theirs, kind="given-images"):
     """Images of somebody else's, square and of `size` px: an npz (`arr_0` uint8 NHWC, perhaps `arr_1` labels) or a folder of
     image files, perhaps with a `labels.csv` (index,label). The digest is their identity; where they lie is not."""
 
@@ -60,7 +69,7 @@ class CommandImages(Recipe, kind="command-images"):
         return f"command {shlex.split(self.command)[0]} {self.size}px N={self.n}"
 
 
-class FromCommand(Generator, kind="from-command"):
+class FromCommand(Theirs, kind="from-command"):
     """What a `CommandImages` made."""
 
     loader: ClassVar[str] = "baselines.samples.read:made"

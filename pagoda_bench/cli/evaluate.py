@@ -95,10 +95,10 @@ def evaluate(
         raise UserError(f"--json {out}: {out.absolute().parent} is no folder: make it first")
     from pagoda_bench.data.sources import cache_folder
     from pagoda_bench.metrics import score_schema
-    from pagoda_bench.metrics.evaluate import NOT_STATED
     from pagoda_bench.metrics.evaluate import evaluate as measure
     from pagoda_bench.metrics.inputs import Crop
     from pagoda_bench.metrics.precision import in_both_precisions
+    from pagoda_bench.metrics.protocol import NOT_STATED
 
     if bf16 and bf16_shift:
         raise UserError("--bf16 and --bf16-shift: choose one, to have bfloat16 or to see what it changes")

@@ -26,7 +26,7 @@ from pagoda_bench.metrics.gather import BATCH, Gathered, Wanted, cached, gather
 from pagoda_bench.metrics.inputs import Crop, Stream
 from pagoda_bench.metrics.moments import Moments
 from pagoda_bench.metrics.opening import open_images
-from pagoda_bench.metrics.protocol import Protocol
+from pagoda_bench.metrics.protocol import NOT_STATED, Protocol
 from pagoda_bench.metrics.score_schema import Score
 from pagoda_bench.metrics.statistics import StatisticsFile, is_statistics, read_statistics
 from pagoda_bench.metrics.suite import Measure, measures
@@ -35,7 +35,6 @@ from pagoda_bench.metrics.values import Value
 from pagoda_bench.metrics.workers import Workers
 
 Progress = Callable[[int, int, str], None]
-NOT_STATED = "not stated"
 DISTANCES = ("fid", "sfid", "fd", "fd_dinov2")  # of a set to itself they are 0
 
 

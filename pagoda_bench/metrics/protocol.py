@@ -7,6 +7,8 @@ from typing import Any
 from pagoda_bench.errors import UserError
 from pagoda_bench.recipes.base import Config
 
+NOT_STATED = "not stated"  # of images that somebody made: labels, guidance
+
 _NAMES = {
     "weights": "extractor weights",
     "resize": "resize before the extractor",
