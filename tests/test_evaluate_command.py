@@ -141,3 +141,20 @@ def test_the_published_pair_of_adm(tmp_path: Path) -> None:
     found = {score.metric: score.value for score in evaluate(samples, real, protocol="adm")}
     published = {"is": 215.8370, "fid": 3.9426, "sfid": 6.1404, "precision": 0.8265, "recall": 0.5309}
     assert found == pytest.approx(published, rel=2e-3)
+
+
+def test_statistics_take_neither_a_crop_nor_a_number_of_images(places: Path, weights: Path) -> None:
+    """Both were passed over, and the crop stood in the protocol of a score that knew nothing of it."""
+    options = ["--extractor", "embedded", "--weights", f"embedded={weights}"]
+    command("stats", places / "real", *options, "--out", places / "stats.npz")
+    reference = ["--ref", places / "stats.npz", "--weights", f"embedded={weights}", "--metrics", "fd"]
+    assert "no --ref-crop" in refusal(lambda: command("evaluate", places / "a.npz", *reference, "--ref-crop", "adm:8"))
+    assert "no --ref-n" in refusal(lambda: command("evaluate", places / "a.npz", *reference, "--ref-n", "5"))
+
+
+def test_a_crop_is_of_a_size_that_memory_holds(places: Path) -> None:
+    for size in ("8193", "99999999", "1" + "0" * 5000):
+        wanted = f"--crop=adm:{size}"
+        assert "more than 8,192 px" in refusal(
+            lambda wanted=wanted: command("stats", places / "real", wanted, "--out", places / "stats.npz")
+        )

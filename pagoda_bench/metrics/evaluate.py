@@ -158,6 +158,10 @@ def _reference(
     if value is None:
         raise UserError(f"'{comparing[0].metric}' compares with real images: give them with --ref")
     statistics, stream = open_reference(value, crop)
+    if statistics is not None and crop is not None:
+        raise UserError(f"{statistics.where} is statistics, of images as they were then: give the images, or no --ref-crop")
+    if stream is None and n is not None and statistics is not None:
+        raise UserError(f"{statistics.where} is statistics, of as many images as they are: give the images, or no --ref-n")
     count = None if stream is None else (stream.n if n is None else n)
     if count is not None:
         _check_counts(comparing, count, stream.where if stream else "")

@@ -27,6 +27,7 @@ from pagoda_bench.errors import UserError, nearest
 
 Pixels = NDArray[np.uint8]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+LARGEST = 8192  # px of a crop: one image has 200 MB then
 ONE_SIZE = "bring them to one size, or choose a crop (--crop adm:256, box:64, lanczos:512)"
 
 
@@ -64,9 +65,12 @@ class Crop(NamedTuple):
         name, _, size = text.partition(":")
         if name not in KNOWN_CROPS:
             raise UserError(f"unknown crop '{name}'" + nearest(name, KNOWN_CROPS))
-        if not size.isdecimal() or not int(size):
+        pixels = int(size[:9]) if size.isdecimal() else 0
+        if not pixels:
             raise UserError(f"crop '{text}' names no resolution: write {name}:256")
-        return cls(name, int(size))
+        if pixels > LARGEST:
+            raise UserError(f"crop '{text[:40]}' is of more than {LARGEST:,} px: choose a smaller one")
+        return cls(name, pixels)
 
     def __call__(self, image: Pixels) -> Pixels:
         return KNOWN_CROPS[self.name](image, self.resolution)
