@@ -132,13 +132,17 @@ def test_weight_zero_is_no_guidance_at_no_cost(store: Store, tmp_path: Path) -> 
 # The teacher's guided samples
 
 
-def test_weights_are_even_over_the_range_whatever_rows_are_looked_at() -> None:
+def test_weights_are_even_over_the_range_of_all_rows_of_a_stretch_and_of_a_class() -> None:
     whole = weights(GUIDED.model_copy(update={"count": 4000}), np.arange(4000))
     assert whole is not None
     for rows in (np.arange(4000), np.arange(0, 4000, 10), np.arange(300, 500)):  # all, one class, any stretch
         counts, _ = np.histogram(whole[rows].numpy(), bins=10, range=(0, 2))
         assert counts.min() > 0.8 * len(rows) / 10
     torch.testing.assert_close(weights(GUIDED, np.array([7, 31])), whole[[7, 31]])
+    # Multiples of a Fibonacci number of steps hardly move: so many classes need more samples of each.
+    for classes, each in ((1000, 30), (144, 400)):
+        counts, _ = np.histogram(weights(GUIDED, np.arange(each) * classes).numpy(), bins=10, range=(0, 2))  # type: ignore[union-attr]
+        assert counts.min() > 0
 
 
 def test_guided_samples_are_the_teachers_at_their_weight(store: Store, tmp_path: Path) -> None:
