@@ -304,6 +304,7 @@ def test_inpainting_keeps_the_bytes_and_its_noise(store: Store, tmp_path: Path, 
         (("super-resolve", BASE, "--index", "1"), "needs a grown one"),
         (("inpaint", GROWN, "--index", "1", "--fill", "rihgt"), "no such file"),
         (("inpaint", GROWN, "--index", "1", "--device", "nowhere"), "--device nowhere"),
+        (("reconstruct", GROWN, "--index", "9" * 30), "is no number of an image"),
         (("paint", GROWN), "did you mean 'inpaint'"),
     ],
 )
@@ -320,6 +321,21 @@ def test_a_folder_with_something_else_is_left_alone(store: Store, tmp_path: Path
     (tmp_path / "mine.txt").write_text("mine")
     code, _, err = run(store, capsys, "edit", "reconstruct", BASE, "--index", 1, "--out", tmp_path)
     assert (code, "holds other files" in err) == (2, True)
+
+
+def test_a_folder_that_cannot_take_an_edit_is_named_before_it_is_made(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(editing, "reconstruct", None)  # fails where it is called
+    (tmp_path / "file").write_text("mine")
+    for out, words in ((tmp_path / "file" / "out", "Not a directory"), (tmp_path, "holds other files"), ("", "is empty")):
+        code, _, err = run(store, capsys, "edit", "reconstruct", BASE, "--index", 1, "--out", out)
+        assert (code, len(err.splitlines()), words in err) == (2, 1, True), err
+
+
+def test_the_round_trip_of_no_images_is_refused(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(store, capsys, "roundtrip", GROWN, "--images", tmp_path, "--label", 1)
+    assert (code, len(err.splitlines()), "is an empty folder" in err) == (2, 1, True), err
 
 
 def test_the_round_trip_of_a_teacher_on_the_command_line(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pagoda_bench.cli.common import Group, data_option, data_places, open_store, store_option
+from pagoda_bench.cli.common import Folder, Group, data_option, data_places, open_store, store_option
 from pagoda_bench.cli.names import generator_named, meant, places_of
 from pagoda_bench.errors import UserError
 
@@ -35,6 +35,8 @@ def edit() -> None:
     """
 
 
+DIGITS = 15  # of the number of an image
+
 OPTIONS = (
     click.argument("name", metavar="NAME|TABLE:ROW"),
     click.argument("files", nargs=-1, type=click.Path(path_type=Path, dir_okay=False), metavar="[IMAGE]..."),
@@ -45,7 +47,7 @@ OPTIONS = (
     click.option("--points", type=click.IntRange(min=2), help="Noise levels of the encoder [default: those of the pairs]."),
     click.option("--solver", type=click.Choice(["heun", "ddim"]), help="Of the encoder [default: that of the pairs]."),
     click.option("--device", default="cpu", show_default=True, metavar="NAME", help="E.g. cpu, cuda, cuda:1."),
-    click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder."),
+    click.option("--out", type=Folder(), required=True, help="A folder."),
     data_option,
     store_option,
 )
@@ -123,7 +125,7 @@ def _desk(
 
 
 def _number(text: str) -> int:
-    if not text.strip().isdecimal():
+    if not text.strip().isdecimal() or len(text.strip()) > DIGITS:
         raise UserError(f"--index: '{text}' is no number of an image: write e.g. 0,1,2")
     return int(text)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pagoda_bench.cli.common import data_option, data_places, open_store, store_option
+from pagoda_bench.cli.common import Folder, data_option, data_places, open_store, store_option
 from pagoda_bench.cli.launch import Launch, launch, launch_options
 from pagoda_bench.cli.launch import dry_run as show_plan
 from pagoda_bench.errors import UserError, nearest
@@ -44,7 +44,7 @@ Examples:
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a value of the scale, by its dotted path.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Folder(),
     help="Where the tables go [default: results, or out where results holds the committed ones].",
 )
 @click.option(

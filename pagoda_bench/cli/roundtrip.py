@@ -79,6 +79,8 @@ def roundtrip(
     labels: Any
     if images is not None:
         files = sorted(images.iterdir()) if images.is_dir() else [images]
+        if not files:
+            raise UserError(f"--images {images} is an empty folder: give one with images")
         pixels = editor.from_files(files, size)
         labels = [editor.label_of(label or "", editor.class_names(data, net.config.classes, context))] * len(files)
     elif data is not None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pagoda_bench.artifacts.store import Store
     from pagoda_bench.recipes.stages import Generator
 
+MOST = 10**9  # images of one command
+LAST = 2**47  # index: those from 2^48 on are rejection's (pagoda/rejection.py)
+
 
 @click.command(
     epilog="""\b
@@ -29,8 +32,8 @@ Examples:
 """
 )
 @click.argument("name", metavar="NAME|RECIPE.json|TABLE:ROW")
-@click.option("--n", type=click.IntRange(min=1), required=True, help="How many images.")
-@click.option("--first", type=click.IntRange(min=0), default=0, show_default=True, help="The index of the first image.")
+@click.option("--n", type=click.IntRange(1, MOST), required=True, help="How many images.")
+@click.option("--first", type=click.IntRange(0, LAST), default=0, show_default=True, help="The index of the first image.")
 @click.option(
     "--labels",
     type=click.Choice(["balanced", "random"]),
@@ -88,6 +91,8 @@ def sample(
     from pagoda_bench.plan.progress import reporter
     from pagoda_bench.recipes.imported import SampleProtocol, Samples
 
+    if out == Path():  # also of a variable that is not set
+        raise UserError("--out: name a new folder, or a file that ends in .npz")
     if out.suffix != ".npz" and out.is_file():
         raise UserError(f"--out {out} is a file: give a folder, or a name that ends in .npz")
     store, places = open_store(store_path), data_places(data_paths)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pagoda_bench.cli.common import echo_columns, echo_json, json_option, open_store, store_option
+from pagoda_bench.cli.common import Folder, echo_columns, echo_json, json_option, open_store, store_option
 from pagoda_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ Examples:
 """
 )
 @sweep_argument
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where it goes [default: as without SLURM].")
+@click.option("--out", type=Folder(), help="Where it goes [default: as without SLURM].")
 @store_option
 def collect(name: str | None, out: Path | None, store_path: Path | None) -> int:
     """Write the table, or the values, that SWEEP was submitted for. What is missing is named; the exit code is 1 then."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pagoda_bench.cli.common import data_option, data_places, open_store, store_option
+from pagoda_bench.cli.common import Folder, data_option, data_places, open_store, store_option
 from pagoda_bench.cli.launch import Launch, dry_run, launch, launch_options
 from pagoda_bench.errors import UserError
 
@@ -30,7 +30,7 @@ Examples:
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a value of the scale in every point.")
 @click.option("--dry-run", "only_show", is_flag=True, help="Only show the points and the plan.")
 @click.option("--max-jobs", type=click.IntRange(min=1), default=1000, show_default=True, help="Refuse to run more stages.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where the values go [default: out].")
+@click.option("--out", type=Folder(), help="Where the values go [default: out].")
 @data_option
 @store_option
 @launch_options

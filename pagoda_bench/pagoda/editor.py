@@ -172,6 +172,17 @@ def in_batches(function: Callable[..., Tensor], *arrays: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def claim(folder: Path) -> None:
+    """Makes the folder of an edit. `UserError` where it cannot be made, or holds anything but an earlier edit."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = [p.name for p in folder.iterdir() if not p.name.startswith(".") and not (folder / "edit.json").is_file()]
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be used ({error.strerror}): choose another folder") from None
+    if others:
+        raise UserError(f"{folder} holds other files ({min(others)}): give an empty folder")
+
+
 def write(
     folder: Path, columns: Sequence[Pixels], results: Sequence[int], labels: NDArray[np.int64], about: dict[str, Any]
 ) -> None:
@@ -180,9 +191,7 @@ def write(
     grid.png holds all of them, smaller ones by pixel repetition; ROW-COLUMN.png and edits.npz (`arr_0` uint8 NHWC, `arr_1`
     labels, row by row) hold the results; edit.json is `about`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if others := [p.name for p in folder.iterdir() if not p.name.startswith(".") and not (folder / "edit.json").is_file()]:
-        raise UserError(f"{folder} holds other files ({min(others)}): give an empty folder")
+    claim(folder)
     size = max(column.shape[1] for column in columns)
     large = [c.repeat(size // c.shape[1], 1).repeat(size // c.shape[1], 2) for c in columns]
     grid = np.concatenate([np.concatenate(list(column), 0) for column in large], 1)

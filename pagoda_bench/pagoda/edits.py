@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pagoda_bench.pagoda.editor import Editor, Pixels, in_batches, shown, to_ten
 from pagoda_bench.recipes.data import Split
 from pagoda_bench.recipes.imported import Imported
 from pagoda_bench.recipes.stages import EDM, Generator
+from pagoda_bench.sampling.counting import Evaluations
 from pagoda_bench.sampling.network import Draw
 
 GREY = 128  # of what inpainting has to fill in
@@ -66,7 +68,7 @@ class Desk:
         self.images = [path.name for path in paths]
 
     def reconstruct(self) -> None:
-        with self.editor.counting() as counted:
+        with self._working() as counted:
             x = in_batches(self._reconstructed, *self._inputs())
         psnr = editing.psnr(x.cpu(), to_tensor(self.high, "cpu"))
         self._write("reconstruct", [self.high, shown(x)], [1], self.labels, counted, psnr_db=[round(v, 3) for v in psnr])
@@ -76,14 +78,14 @@ class Desk:
         base, top = self.editor.sizes
         if top == base:
             raise UserError(f"this generator makes {top} px, as its teacher does: super-resolve needs a grown one")
-        with self.editor.counting() as counted:
+        with self._working() as counted:
             x = in_batches(self._reconstructed, *self._inputs())
         self._write("super-resolve", [self.low, shown(x)], [1], self.labels, counted, size=[base, top])
 
     def transfer(self, classes: Sequence[str]) -> None:
         targets = [tools.label_of(text.strip(), self.names) for text in classes]
         image, labels = self._inputs()
-        with self.editor.counting() as counted:
+        with self._working() as counted:
             made = [
                 in_batches(
                     lambda x, y, target=target: editing.transfer(
@@ -108,7 +110,7 @@ class Desk:
             encode, generator = self.editor.encoder, self.editor.generator
             return torch.stack(editing.interpolate(encode, generator, (a, b), (of_a, of_b), fractions, path), 1)
 
-        with self.editor.counting() as counted:
+        with self._working() as counted:
             made = in_batches(way, image[::2], image[1::2], labels[::2], labels[1::2])
         columns = [self.high[::2], *(shown(x) for x in made.unbind(1)), self.high[1::2]]
         ends = np.stack([self.labels[::2], self.labels[1::2]], 1)
@@ -129,7 +131,7 @@ class Desk:
             normal = lambda: noise.normal(3, base, base).to(self.device)  # noqa: E731
             return editing.inpaint(self.editor.encoder, self.editor.generator, x, mask, y, levels, normal)
 
-        with self.editor.counting() as counted:
+        with self._working() as counted:
             x = in_batches(filled, to_tensor(self.high[rows], self.device), self._labels()[rows], numbers)
         made = shown(x).reshape(len(self.images), samples, top, top, 3)
         given = np.where(known[..., None], self.high, np.uint8(GREY))
@@ -137,6 +139,11 @@ class Desk:
         results = np.broadcast_to(self.labels[:, None], (len(self.images), samples))
         columns = [self.high, given, *(made[:, k] for k in range(samples))]
         self._write("inpaint", columns, range(2, samples + 2), results, counted, **about)
+
+    def _working(self) -> AbstractContextManager[tuple[Evaluations, Evaluations]]:
+        """Counts the evaluations inside, once the folder is sure to take what they make."""
+        tools.claim(self.out)
+        return self.editor.counting()
 
     def _inputs(self) -> tuple[Tensor, Tensor]:
         return to_tensor(self.low, self.device), self._labels()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -96,7 +98,7 @@ def to_folder(recipe: Samples, source: Sampler, folder: Path, progress: Progress
     Raises:
         UserError: the folder holds something else.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
     before = read_json(folder / SAMPLES)
     if others and (not isinstance(before, dict) or before.get("key") != recipe.key):
@@ -126,7 +128,7 @@ def to_folder(recipe: Samples, source: Sampler, folder: Path, progress: Progress
 
 def to_npz(recipe: Samples, source: Sampler, path: Path, progress: Progress) -> None:
     """One npz, through a memory-mapped file beside it, from which an interrupted run of the same recipe goes on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     state, part = path.with_name(f".{path.name}.json"), path.with_name(f".{path.name}.part.npy")
     shape = (recipe.n, source.resolution, source.resolution, 3)
     before = read_json(state)
@@ -135,6 +137,8 @@ def to_npz(recipe: Samples, source: Sampler, path: Path, progress: Progress) -> 
         done, nfe = int(before["done"]), before["nfe"]
         images = np.lib.format.open_memmap(part, mode="r+")
     else:
+        if (needed := math.prod(shape)) > (free := shutil.disk_usage(path.parent).free):
+            raise UserError(f"{path} takes {needed:.1e} bytes and the disk has {free:.1e} free: make fewer images at a time")
         images = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
     end = 0  # in the order of the batches
     for indices in _batches(recipe, source):
@@ -155,6 +159,13 @@ def to_npz(recipe: Samples, source: Sampler, path: Path, progress: Progress) -> 
     save_atomic(path, lambda temporary: _pack(temporary, part, small))
     part.unlink()
     state.unlink()
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {folder} cannot be made ({error.strerror}): choose another place") from None
 
 
 def _pack(path: Path, images: Path, small: dict[str, NDArray[Any]]) -> None:

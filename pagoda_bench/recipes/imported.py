@@ -153,7 +153,7 @@ class Rejection(Config):
     """Classifier-based rejection: of every `group` (1 + ratio) candidates of a class, the `group` of highest log-probability of
     that class are kept (pagoda/rejection.py). 50 is what 50,000 images of 1,000 classes have in each."""
 
-    ratio: float = Field(gt=0)  # the sibling repository takes 0.5
+    ratio: float = Field(gt=0, le=1000)  # the sibling repository takes 0.5
     classifier: FeatureNet | str  # a network trained here, or "module:function", uint8 (N, R, R, 3) to logits (N, classes)
     group: int = Field(50, ge=1)
 
