@@ -102,6 +102,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["artifacts", "ls", "--store", ""], "Invalid value for '--store': the name of the folder is empty"),
         (["artifacts", "ls", "--store", "a" * 300], "aaa...: File name too long"),
         (["artifacts", "gc", "--older-than", "-1"], "--older-than"),
+        (["reproduce", "table1", "--dry-run", "--rows", ""], "--rows: no name is given"),
+        (["reproduce", "table1", "--dry-run", "--rows", " , "], "--rows: no name is given"),
     ],
 )
 def test_errors_are_one_line_and_exit_with_2(

@@ -152,6 +152,14 @@ def test_statistics_take_neither_a_crop_nor_a_number_of_images(places: Path, wei
     assert "no --ref-n" in refusal(lambda: command("evaluate", places / "a.npz", *reference, "--ref-n", "5"))
 
 
+def test_a_list_of_no_names_does_not_mean_all_of_them(places: Path, weights: Path) -> None:
+    network = ["--extractor", "embedded", "--weights", f"embedded={weights}"]
+    wanted = ["stats", places / "real", *network, "--out", places / "stats.npz", "--features", ""]
+    assert "--features: no name is given" in refusal(lambda: command(*wanted))
+    command("evaluate", places / "a.npz", "--metrics", "is", *network[2:], "--json", places / "a.json")
+    assert "--metrics: no name" in refusal(lambda: command("compare", places / "a.json", places / "a.json", "--metrics", ","))
+
+
 def test_a_crop_is_of_a_size_that_memory_holds(places: Path) -> None:
     for size in ("8193", "99999999", "1" + "0" * 5000):
         wanted = f"--crop=adm:{size}"

@@ -64,6 +64,13 @@ data_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def listed(text: str, option: str) -> list[str]:
+    """The names in "a,b,c"; a `UserError` when there is none, as of a variable that is not set: it would mean all of them."""
+    if not (names := [name.strip() for name in text.split(",") if name.strip()]):
+        raise UserError(f"{option}: no name is given: write some with commas, or leave the option away")
+    return names
+
+
 def open_store(path: Path | None) -> Store:
     """The store that the user chose, with the released artifacts of this installation behind it."""
     from pagoda_bench.artifacts.store import Store, default_root

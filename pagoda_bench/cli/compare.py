@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pagoda_bench.cli.common import echo_columns
+from pagoda_bench.cli.common import echo_columns, listed
 from pagoda_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def compare(a: Path, b: Path, metrics: str | None, as_json: bool) -> int:
 
     left, right = ({score.metric: score for score in load(path)} for path in (a, b))
     shared = [name for name in left if name in right]
-    names = [name.strip() for name in metrics.split(",")] if metrics else shared
+    names = shared if metrics is None else listed(metrics, "--metrics")
     for name in names:
         for path, scores in ((a, left), (b, right)):
             if name not in scores:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pagoda_bench.cli.common import Folder, data_option, data_places, open_store, store_option
+from pagoda_bench.cli.common import Folder, data_option, data_places, listed, open_store, store_option
 from pagoda_bench.cli.launch import Launch, launch, launch_options
 from pagoda_bench.cli.launch import dry_run as show_plan
 from pagoda_bench.errors import UserError, nearest
@@ -36,7 +36,7 @@ Examples:
 )
 @click.argument("table", metavar="TABLE")
 @click.option("--scale", "scale_name", metavar="SCALE", help="The set of values [default: the table's own, e.g. embedded].")
-@click.option("--rows", default="", metavar="NAMES", help="Only these rows, with commas: 'pagoda', or 'pagoda-16' of it.")
+@click.option("--rows", metavar="NAMES", help="Only these rows, with commas: 'pagoda', or 'pagoda-16' of it.")
 @click.option("--full", is_flag=True, help="Score more samples, in disjoint ranges, for standard errors.")
 @click.option("--retrain", is_flag=True, help="Make everything anew, whatever is cached or released.")
 @click.option("--dry-run", is_flag=True, help="Only show the plan.")
@@ -55,7 +55,7 @@ Examples:
 def reproduce(
     table: str,
     scale_name: str | None,
-    rows: str,
+    rows: str | None,
     full: bool,
     retrain: bool,
     dry_run: bool,
@@ -83,7 +83,7 @@ def reproduce(
         raise UserError(
             "--publish is for the scale as its file has it: change the value there, or leave --publish away and give --out DIR"
         )
-    names = [name.strip() for name in rows.split(",") if name.strip()]
+    names = [] if rows is None else listed(rows, "--rows")
     asked = {"table": table, "scale": scale_name, "rows": names, "full": full, "sets": list(sets)}
     how = Launch(executor, jobs, cluster, about=asked)
     how.check(out, publish=publish)

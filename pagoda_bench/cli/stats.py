@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pagoda_bench.cli.common import listed
 from pagoda_bench.cli.evaluate import check_device, progress_lines, weights_places
 from pagoda_bench.errors import UserError
 
@@ -58,7 +59,7 @@ def stats(
     stream = open_images(images, Crop.parse(crop) if crop else None)
     network = load_extractor(extractor, weights_places(weights).get(extractor), device)
     usual = [name for name in ("pool3", "spatial") if name in network.dimensions] or list(network.dimensions)[:1]
-    names = [name.strip() for name in features.split(",")] if features else usual
+    names = usual if features is None else listed(features, "--features")
     if unknown := [name for name in names if name not in network.dimensions]:
         from pagoda_bench.errors import nearest
 
