@@ -152,6 +152,14 @@ def test_statistics_take_neither_a_crop_nor_a_number_of_images(places: Path, wei
     assert "no --ref-n" in refusal(lambda: command("evaluate", places / "a.npz", *reference, "--ref-n", "5"))
 
 
+def test_one_set_is_not_two_seeds(places: Path, weights: Path) -> None:
+    """Its standard error was 0."""
+    options = ["--metrics", "is", "--weights", f"embedded={weights}"]
+    twice = [places / "a.npz", places / "real" / ".." / "a.npz"]
+    assert "is given twice" in refusal(lambda: command("evaluate", *twice, *options))
+    assert "--first is of a generator" in refusal(lambda: command("evaluate", places / "a.npz", *options, "--first", 3))
+
+
 def test_a_list_of_no_names_does_not_mean_all_of_them(places: Path, weights: Path) -> None:
     network = ["--extractor", "embedded", "--weights", f"embedded={weights}"]
     wanted = ["stats", places / "real", *network, "--out", places / "stats.npz", "--features", ""]

@@ -103,6 +103,11 @@ def evaluate(
     if bf16 and bf16_shift:
         raise UserError("--bf16 and --bf16-shift: choose one, to have bfloat16 or to see what it changes")
 
+    if first and not any(sample.endswith(".json") for sample in samples):
+        raise UserError("--first is of a generator: files of images are taken from their first one")
+    paths = [Path(sample).resolve() for sample in samples]
+    if twice := [sample for sample, path in zip(samples, paths, strict=True) if paths.count(path) > 1]:
+        raise UserError(f"{twice[0]} is given twice: sets of different seeds are different images")
     check_device(device)
     sources: list[Any] = list(samples)
     for i, sample in enumerate(samples):
