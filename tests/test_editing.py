@@ -323,21 +323,6 @@ def test_a_folder_with_something_else_is_left_alone(store: Store, tmp_path: Path
     assert (code, "holds other files" in err) == (2, True)
 
 
-def test_a_folder_that_cannot_take_an_edit_is_named_before_it_is_made(
-    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(editing, "reconstruct", None)  # fails where it is called
-    (tmp_path / "file").write_text("mine")
-    for out, words in ((tmp_path / "file" / "out", "Not a directory"), (tmp_path, "holds other files"), ("", "is empty")):
-        code, _, err = run(store, capsys, "edit", "reconstruct", BASE, "--index", 1, "--out", out)
-        assert (code, len(err.splitlines()), words in err) == (2, 1, True), err
-
-
-def test_the_round_trip_of_no_images_is_refused(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = run(store, capsys, "roundtrip", GROWN, "--images", tmp_path, "--label", 1)
-    assert (code, len(err.splitlines()), "is an empty folder" in err) == (2, 1, True), err
-
-
 def test_the_round_trip_of_a_teacher_on_the_command_line(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     for name in (GROWN, f"pairs/{tiny.PAIRS.key}", f"edm/{tiny.TEACHER.key}"):
         code, out, err = run(store, capsys, "roundtrip", name, "--n", 3, "--points", "2,4", "--reference-points", 6)

@@ -348,31 +348,3 @@ def test_mistakes_of_rejection_take_one_line(
     code, _, err = command(capsys, "sample", "pagoda-64", *options, "--n", 1, "--out", tmp_path / "out")
     assert (code, len(err.splitlines())) == (2, 1), err
     assert words in err
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (("--out", "{}/file/out"), "cannot be made"),
-        (("--out", "{}/file/out.npz"), "cannot be made"),
-        (("--out", ""), "--out: name a new folder"),
-        (("--out", "{}/new", "--first", 2**62), "--first"),
-        (("--out", "{}/new", "--n", 10**20), "--n"),
-        (("--out", "{}/new.npz", "--n", 10**9), "make fewer images at a time"),
-        (("--out", "{}/new", "--reject", 1e30, "--classifier", "a:b"), "less than or equal to 1000"),
-    ],
-)
-def test_places_and_numbers_that_cannot_be_are_refused_in_one_line(
-    options: tuple[object, ...],
-    words: str,
-    tmp_path: Path,
-    imported: Any,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=10**9))
-    code, _, err = command(capsys, "sample", "pagoda-64", "--n", 4, *(str(o).format(tmp_path) for o in options))
-    assert (code, len(err.splitlines())) == (2, 1), err
-    assert words in err
-    assert sorted(path.name for path in tmp_path.glob("*.npz")) + sorted(path.name for path in tmp_path.glob(".new*")) == []
