@@ -73,9 +73,10 @@ def _panel(axes: Axes, plot: PlotSpec, found: dict[str, Cell]) -> None:
             _line(axes, [(at, cell) for at, cell in drawn if cell.system == system], place)
         _numbers(axes, plot)
         room = high - low or abs(high) or 1.0
-        axes.set_ylim(low - 0.2 * room, high + (0.25 if len(systems) == 1 else 0.45) * room)
-        if len(systems) > 1:  # above the lines, where the room for it is
-            axes.legend(loc="upper left", ncols=len(systems), fontsize=7, frameon=False, borderaxespad=0.1)
+        axes.set_ylim(max(0.0, low - 0.2 * room), high + 0.25 * room)
+        if len(systems) > 1:
+            above = (0.0, 1.0)
+            axes.legend(loc="lower left", bbox_to_anchor=above, ncols=len(systems), fontsize=7, frameon=False, borderaxespad=0)
         if real is not None:  # often far below: drawn where the axis reaches, never a reason to flatten the rest
             axes.axhline(real.value or 0.0, color=FLOOR_COLOUR, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
     else:
