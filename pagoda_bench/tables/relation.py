@@ -38,7 +38,7 @@ def distance_against(cells: Sequence[Cell], against: Mapping[str, str], label: s
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         span = axes.get_xlim()
-        axes.plot(span, span, color=FLOOR_COLOUR, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
+        axes.plot(span, span, color=FLOOR_COLOUR, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1, label=f"as the {label}")
         for floor in real[:1]:
             axes.axhline(floor, color=FLOOR_COLOUR, linewidth=0.8, zorder=1, label="Real images")
         for i, (system, line) in enumerate(lines.items()):
