@@ -123,7 +123,7 @@ def test_a_generator_is_sampled_and_scored_in_one_stream(places: Path, weights: 
     command(*line, "--metrics", "fd", "--n", 30, "--json", places / "g.json", "--store", tmp_path / "store")
     (score,) = load(places / "g.json")
     assert score.n == 30
-    assert score.protocol["labels"] == "balanced over 10 classes"
+    assert (score.protocol["labels"], score.protocol["guidance"]) == ("balanced over 10 classes", "none")
     assert "which has no end" in refusal(lambda: command(*line, "--store", tmp_path / "store"))
 
 

@@ -7,6 +7,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pagoda_bench.artifacts.context import StageContext
 from pagoda_bench.artifacts.store import Store
 from pagoda_bench.diffusion import edm, solvers
 from pagoda_bench.errors import UserError
+from pagoda_bench.metrics.generated import Generated
 from pagoda_bench.nets.features import load_half
 from pagoda_bench.nets.unet import NO_LABEL, UNet
 from pagoda_bench.pagoda.generate import denoiser, heun, load, one_step
@@ -280,6 +282,8 @@ def test_the_protocol_of_a_score_names_the_guidance(store: Store) -> None:
         assert artifact is not None
         said.append(json.loads((artifact.path / "score.json").read_text())["protocol"]["guidance"])
     assert said == ["none", "classifier-free, w=1.5"]
+    streams = [Generated("x", score.generator, SimpleNamespace(classes=10), 4) for score in scores]  # type: ignore[arg-type]
+    assert [stream.guidance for stream in streams] == said
 
 
 def test_a_released_generator_is_not_taught(tmp_path: Path) -> None:

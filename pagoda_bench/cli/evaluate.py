@@ -113,7 +113,7 @@ def evaluate(
     for i, sample in enumerate(samples):
         if sample.endswith(".json"):
             sources[i] = _generator(Path(sample), open_store(store_path), n, first, data_places(data_paths))
-            labels = labels or sources[i].labels
+            labels, guidance = labels or sources[i].labels, guidance or sources[i].guidance
     options: dict[str, Any] = {} if bf16_shift else {"precision": "bfloat16" if bf16 else "float32"}
     scores = (in_both_precisions if bf16_shift else measure)(
         sources,

@@ -32,7 +32,7 @@ class Generated(Stream):
             raise UserError(f"{where}: samples {first} to {first + n - 1} are none: give --n and a first index of 0 or more")
         self.where, self.n = where, n
         self._config, self._sampler, self.first, self._context = config, sampler, first, context
-        self.labels = f"balanced over {sampler.classes} classes"
+        self.labels, self.guidance = f"balanced over {sampler.classes} classes", config.guided_by
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._context is None:
