@@ -42,6 +42,14 @@ def own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a SLURM that only writes down what it is asked (fake_slurm.py), in the place of the real one."""
+    from fake_slurm import install
+
+    return install(tmp_path / "fake", monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout that the tests belong to."""

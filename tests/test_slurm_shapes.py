@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_slurm import install, options, scripts
+from fake_slurm import options, scripts
 from toy_parallel import ToyMean, ToyShards
 from toy_stages import Toy, ToySum
 
@@ -25,11 +25,6 @@ from pagoda_bench.plan.sweeps import RESERVE, Sweep
 from pagoda_bench.plan.watch import Standing, overview
 
 pytest.importorskip("submitit", reason="pip install 'pagoda-bench[slurm]'")
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return install(tmp_path / "fake", monkeypatch)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_slurm import install, options, scripts
+from fake_slurm import options, scripts
 from toy_stages import Toy, ToyFailing, ToySum, make
 
 from pagoda_bench.artifacts.store import Store
@@ -24,11 +24,6 @@ from pagoda_bench.plan.sweeps import Sweep, find_sweep, sweeps
 from pagoda_bench.plan.watch import overview
 
 pytest.importorskip("submitit", reason="pip install 'pagoda-bench[slurm]'")
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return install(tmp_path / "fake", monkeypatch)
 
 
 @pytest.fixture
