@@ -79,19 +79,14 @@ class Crop(NamedTuple):
         return f"{self.name}:{self.resolution}"
 
     @property
-    def turns(self) -> bool:
-        """Whether the EXIF orientation is applied: not under the crops of published programs, which read pixels as stored."""
-        return self.name == "box"
-
-    @property
     def identity(self) -> str:
         """What a digest has to know of it."""
-        return f"{self} turned" if self.turns else f"{self} as stored"
+        return f"{self} turned" if turned(self) else f"{self} as stored"
 
 
 def turned(crop: Crop | None) -> bool:
-    """Whether files are read with their EXIF orientation applied: as they are looked at, unless a published crop says other."""
-    return crop is None or crop.turns
+    """Whether the EXIF orientation is applied: not under the crops of published programs, which read pixels as stored."""
+    return crop is None or crop.name == "box"
 
 
 def crop_lanczos(image: Pixels, resolution: int) -> Pixels:
