@@ -3,7 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import pickle
+import struct
+import zipfile
 from collections.abc import Iterable
+
+UNREADABLE: tuple[type[Exception], ...] = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SystemError,
+    TypeError,
+    ValueError,
+)
+"""What a reader of pickles, or of what torch saved, raises of a file that is cut short or changed, or is none of its kind."""
 
 
 class UserError(Exception):

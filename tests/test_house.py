@@ -54,17 +54,23 @@ def matches(pattern: re.Pattern[str], paths: list[Path]) -> list[str]:
 
 
 def broad_excepts(source: str) -> list[int]:
-    """Lines of handlers that catch everything and do not end in `raise` (the same, or what says it in one line), so that a lost
-    result could pass unseen."""
+    """Lines of handlers that catch everything and do not end in `raise`, of the same or of an error that carries it as its
+    cause, so that a lost result could pass unseen."""
 
     def catches_all(kind: ast.expr | None) -> bool:
         kinds = kind.elts if isinstance(kind, ast.Tuple) else [kind]
         return any(k is None or (isinstance(k, ast.Name) and k.id in ("Exception", "BaseException")) for k in kinds)
 
+    def goes_on(handler: ast.ExceptHandler) -> bool:
+        last = handler.body[-1]
+        if not isinstance(last, ast.Raise):
+            return False
+        return last.exc is None or (isinstance(last.cause, ast.Name) and last.cause.id == handler.name)
+
     return [
         node.lineno
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ExceptHandler) and catches_all(node.type) and not isinstance(node.body[-1], ast.Raise)
+        if isinstance(node, ast.ExceptHandler) and catches_all(node.type) and not goes_on(node)
     ]
 
 
@@ -127,7 +133,8 @@ def test_the_patterns_see_what_they_should(pattern: re.Pattern[str], bad: list[s
         ("except ValueError:\n    pass", []),
         ("except BaseException:\n    print()\n    raise", []),
         ("except Exception as error:\n    raise ValueError() from error", []),
-        ("except Exception:\n    raise ValueError()\n    return None", [3]),
+        ("except Exception as error:\n    raise ValueError() from None", [3]),
+        ("except Exception:\n    raise ValueError()", [3]),
     ],
 )
 def test_broad_excepts_are_seen(handler: str, lines: list[int]) -> None:

@@ -16,6 +16,7 @@ from pagoda_bench.pagoda import importing
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=64))
 @example(b"root:x:0:0:root:")  # unpickles far enough to take from an empty stack
+@example(b"\x80\x00")  # another protocol than its own, of which PyTorch's reader warns
 def test_whatever_the_bytes_are_the_refusal_is_one_line(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(data)

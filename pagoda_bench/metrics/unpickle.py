@@ -14,23 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pagoda_bench.errors import UserError
+from pagoda_bench.errors import UNREADABLE, UserError
 
 MAX_BYTES = 1 << 30
-FAILURES = (
-    pickle.UnpicklingError,
-    EOFError,
-    AttributeError,
-    ImportError,
-    IndexError,
-    KeyError,
-    TypeError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    SystemError,
-)
 
 
 class Refused(pickle.UnpicklingError):
@@ -105,7 +91,7 @@ def read_pickle(path: Path) -> Any:
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({(error.strerror or str(error)).lower()})") from None
-    except FAILURES as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         raise UserError(f"{path} is no readable pickle ({reason}): copy or download it again") from None
     return value

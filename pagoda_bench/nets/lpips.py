@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pagoda_bench.artifacts.digests import sha256
 from pagoda_bench.errors import UserError
+from pagoda_bench.nets.weights import stored
 
 HEADS_SHA256 = "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"
 HEADS = "PAGODA_BENCH_LPIPS"  # environment variable: the path of vgg.pth
@@ -92,7 +93,7 @@ def load_heads(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"LPIPS: {path} is not vgg.pth of version 0.1 (SHA-256 {found[:12]}, not {HEADS_SHA256[:12]}): replace it"
         )
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    state: dict[str, Tensor] = stored(path)
     return state
 
 

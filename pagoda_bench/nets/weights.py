@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,6 +35,13 @@ def load_file_whole(net: nn.Module, path: Path) -> None:
         _check(net, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, str(path))  # noqa: SIM118
         for name, value in net.state_dict().items():
             value.copy_(file.get_tensor(name))
+
+
+def stored(path: Path) -> Any:
+    """What torch saved in a file, on the CPU, read as data: no code of it is run. Raises one of `errors.UNREADABLE`."""
+    with warnings.catch_warnings():  # of bytes that are none of its own, the reader says so as well
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

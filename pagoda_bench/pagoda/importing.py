@@ -19,8 +19,9 @@ from torch import Tensor
 
 from pagoda_bench.artifacts.digests import sha256
 from pagoda_bench.diffusion.edm import SIGMA_MIN
-from pagoda_bench.errors import UserError
+from pagoda_bench.errors import UNREADABLE, UserError
 from pagoda_bench.nets.unet import UNet
+from pagoda_bench.nets.weights import stored
 from pagoda_bench.pagoda import trajectory
 from pagoda_bench.recipes.formats import Format
 from pagoda_bench.recipes.imported import Imported
@@ -103,7 +104,7 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = stored(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except SafetensorError as error:
@@ -113,8 +114,9 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors, or is no checkpoint: it is not opened, because reading it could run code; "
             "save its state_dict alone"
         ) from None
-    except Exception as error:  # broken zips, truncated files; of other bytes an unpickler may raise anything
-        raise UserError(f"{path} is no whole PyTorch file: {str(error).partition(chr(10))[0]}") from None
+    except UNREADABLE as error:  # broken zips, truncated files, other bytes
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} is no whole PyTorch file: {reason}") from None
     return _tensors(loaded, path)
 
 

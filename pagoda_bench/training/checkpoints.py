@@ -7,8 +7,6 @@ over, so that the one before it is where the training goes on.
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,11 @@ import torch
 from pagoda_bench.artifacts.checkpoint import read_json, save_atomic, write_json
 from pagoda_bench.artifacts.digests import sha256
 from pagoda_bench.artifacts.store import say
+from pagoda_bench.errors import UNREADABLE
+from pagoda_bench.nets.weights import stored
 from pagoda_bench.training import parallel, sharding
 
 OLD = "checkpoint.pt"  # as earlier releases called the only one
-# What torch.load raises for files that are cut short or changed, and have no digest that would say so.
-UNREADABLE: tuple[type[Exception], ...] = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError)
-UNREADABLE += (pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -111,4 +108,4 @@ def _load(path: Path) -> Any:
     note = read_json(path.with_suffix(".json"))
     if isinstance(note, dict) and sha256(path) != note.get("sha256"):
         raise ValueError(f"the SHA-256 of {path.name} is another than when it was written")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return stored(path)

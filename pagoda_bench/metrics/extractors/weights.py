@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from pagoda_bench.data.sources import cache_folder
-from pagoda_bench.errors import UserError
+from pagoda_bench.errors import UNREADABLE, UserError
+from pagoda_bench.nets.weights import stored
 
 FOLDER = "PAGODA_BENCH_WEIGHTS"
 OFFLINE = "PAGODA_BENCH_OFFLINE"
@@ -125,13 +126,14 @@ def find(original: Original, given: Path | None = None) -> Found:
 
 def state_dict(found: Found) -> dict[str, Any]:
     """The tensors of a `.safetensors` file or of one that torch saved, read without running code from it."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if found.path.suffix == ".safetensors":
             return load_file(found.path)
-        value = torch.load(found.path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of bytes that are no such file an unpickler may raise anything
+        value = stored(found.path)
+    except (*UNREADABLE, SafetensorError) as error:  # type: ignore[misc]
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{found.path} holds no state dict that can be read safely ({reason}): give another file") from None
     if not isinstance(value, dict) or not all(isinstance(item, torch.Tensor) for item in value.values()):
