@@ -133,6 +133,14 @@ def test_what_was_begun_of_other_inputs_is_not_gone_on_with(store: Store, said: 
     assert said == [f"what was begun of sum of 1 (toy-sum/{recipe.key}) had other inputs: it begins anew"]
 
 
+def test_a_retraining_clears_what_was_begun_and_notes_its_own_inputs(store: Store) -> None:
+    recipe = Toy(seed=1)
+    interrupt(recipe, store, "half", "x")
+    interrupt(recipe, store, "again", "x", "a retraining")
+    work = store.root / ".work" / f"toy-{recipe.key}"
+    assert {path.name for path in work.iterdir()} == {"again", ".attempts.json", ".inputs.json"}
+
+
 @pytest.mark.parametrize(("name", "message"), [(None, "wrote no file"), ("digests.json", "a name the store reserves")])
 def test_what_a_stage_must_not_do(store: Store, name: str | None, message: str) -> None:
     def run() -> None:

@@ -173,7 +173,7 @@ class Store:
         elif session is not None and work.is_dir() and (read_json(work / ATTEMPTS) or {}).get("session") != session:
             _remove(work)
         work.mkdir(parents=True, exist_ok=True)
-        if before != now:
+        if not (work / INPUTS).is_file():
             write_json(work / INPUTS, now)
         return work
 
